@@ -1,0 +1,16 @@
+"""Recurrent systems behind one contract: ``output, state = core(x, state=None, reset=None)``."""
+
+from rims.cores.base import CORES, Core, CoreConfig, register
+from rims.cores.gru import GRUConfig, GRUCore
+from rims.cores.lstm import LSTMConfig, LSTMCore
+
+__all__ = [
+    "CORES",
+    "Core",
+    "CoreConfig",
+    "GRUConfig",
+    "GRUCore",
+    "LSTMConfig",
+    "LSTMCore",
+    "register",
+]

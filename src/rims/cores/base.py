@@ -1,0 +1,124 @@
+"""The Core contract: what training, evaluation, reinforcement learning, tests and reports may expect of any recurrent system.
+
+Shapes: T time, B batch, I input size, O output size.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+State = Any
+"""A tensor or a NamedTuple of tensors, every one with the batch first; nothing else."""
+
+S = TypeVar("S")
+
+
+class Core(nn.Module):
+    """A recurrent system: ``output, state = core(x, state=None, reset=None)``.
+
+    * ``x`` is ``[T, B, input_size]``, ``output`` is ``[T, B, output_size]``.
+    * ``state`` is the state before step 0; ``None`` means ``initial_state(B)``. The returned state is the one after step T-1, so
+      stepping one by one, or in chunks of any length, equals the whole sequence.
+    * ``reset`` is ``[T, B]`` bool: where true, that row's state is re-initialised *before* step t.
+    * Rows of the batch never influence each other.
+    """
+
+    input_size: int
+    output_size: int
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state of ``batch_size`` fresh rows, on the core's device and in its dtype."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[Tensor, "T B I"],
+        state: State | None = None,
+        reset: Bool[Tensor, "T B"] | None = None,
+    ) -> tuple[Float[Tensor, "T B O"], State]:
+        """Run the sequence. Raises ValueError, saying what was given and what is expected, for wrong shapes."""
+
+    def check_input(self, x: Tensor, reset: Tensor | None = None) -> None:
+        """Refuse an input that the contract does not allow."""
+        if x.dim() != 3 or x.shape[2] != self.input_size:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected [T, B, {self.input_size}]")
+        if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
+            raise ValueError(
+                f"reset has shape {tuple(reset.shape)} and dtype {reset.dtype}; expected bool {list(x.shape[:2])}"
+            )
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters. All of them are live: the contract tests require a gradient for each."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers that one row carries from step to step."""
+        return sum(t[0].numel() for t in tensors(self.initial_state(1)))
+
+    @property
+    def flops_per_step(self) -> int:
+        """Floating-point operations of the matrix products of one forward step of one row (a multiply-add is two)."""
+        on_meta = copy.deepcopy(self).to("meta")
+        x = torch.zeros(1, 1, self.input_size, device="meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            on_meta(x)
+        return counter.get_total_flops()
+
+
+def tensors(state: State) -> tuple[Tensor, ...]:
+    """The tensors of a state."""
+    return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def map_state(function: Any, *states: S) -> S:
+    """Apply ``function`` to corresponding tensors of states of one kind; the result is of that kind."""
+    first: Any = states[0]
+    if isinstance(first, Tensor):
+        return function(*states)
+    return type(first)(*(function(*parts) for parts in zip(*states)))  # type: ignore[call-overload]
+
+
+def reset_state(state: S, initial: S, reset: Bool[Tensor, " B"]) -> S:
+    """``initial`` in the rows where ``reset`` is true, ``state`` elsewhere.
+
+    Selected with ``where``, never multiplied: a state that holds inf or NaN is cleared as well.
+    """
+
+    def choose(now: Tensor, fresh: Tensor) -> Tensor:
+        return torch.where(reset.view(-1, *[1] * (now.dim() - 1)), fresh, now)
+
+    return map_state(choose, state, initial)
+
+
+@dataclass
+class CoreConfig:
+    """The options of a core, as they stand in a run folder and on the command line. Subclasses add fields."""
+
+    name: ClassVar[str]
+
+    def build(self, input_size: int) -> Core:
+        """Make the core. Raises ValueError for options that do not fit together."""
+        raise NotImplementedError
+
+
+CORES: dict[str, type[CoreConfig]] = {}
+"""Every registered core's config by its name; a new core joins training, tests and reports by being registered."""
+
+
+def register(config: type[CoreConfig]) -> type[CoreConfig]:
+    """Class decorator: add a config to :data:`CORES` under its ``name``."""
+    if config.name in CORES:
+        raise ValueError(f"a core named {config.name!r} is registered already")
+    CORES[config.name] = config
+    return config

@@ -1,0 +1,46 @@
+"""Encoder -> core -> head: what a task and a core become together."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from rims.cores.base import CoreConfig, State
+from rims.tasks.base import Task, Tokens
+
+
+class SequenceModel(nn.Module):
+    """Embeds or projects each step's input, runs a core over time, and reads its output with one linear layer.
+
+    The released code drops out the embedding and the core's output with one probability, ``dropout`` (0.5 on copying); the paper
+    does not mention it. Embedding and head start as there: U(-0.1, 0.1), bias 0 (spec 1.4).
+    """
+
+    def __init__(self, task: Task, core: CoreConfig, input_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if input_size < 1:
+            raise ValueError(f"input_size is {input_size}; expected at least 1")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout is {dropout}; expected 0 <= dropout < 1")
+        self.encoder: nn.Module
+        if isinstance(task.input, Tokens):
+            self.encoder = nn.Embedding(task.input.vocabulary, input_size)
+            nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
+        else:
+            self.encoder = nn.Linear(task.input.size, input_size)
+        self.dropout = nn.Dropout(dropout)
+        self.core = core.build(input_size)
+        self.head = nn.Linear(self.core.output_size, task.output_size)
+        nn.init.uniform_(self.head.weight, -0.1, 0.1)
+        nn.init.zeros_(self.head.bias)
+
+    def encode(self, inputs: Tensor) -> Float[Tensor, "T B I"]:
+        """The core's input, for ``inputs`` as the task gives them."""
+        return self.dropout(self.encoder(inputs))
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, reset: Bool[Tensor, "T B"] | None = None
+    ) -> tuple[Float[Tensor, "T B O"], State]:
+        """``outputs [T, B, output_size]`` and the core's state after the last step."""
+        output, state = self.core(self.encode(inputs), state, reset)
+        return self.head(self.dropout(output)), state

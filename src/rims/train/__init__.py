@@ -1,0 +1,1 @@
+"""Training on Lightning's Trainer, the run folder, resuming."""

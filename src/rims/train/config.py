@@ -1,0 +1,114 @@
+"""Everything that decides a training run, as plain dataclasses, and its form as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rims.cores import CORES, CoreConfig
+from rims.errors import UserError
+from rims.tasks import TASKS, Task
+
+
+@dataclass
+class ModelOptions:
+    """Encoder and head around the core."""
+
+    input_size: int = 600
+    """Width of the embedding or projection that the core reads."""
+
+    dropout: float = 0.0
+    """Dropout on the core's input and output (the released code: 0.5 on copying; the paper names none)."""
+
+
+@dataclass
+class TrainingOptions:
+    """Optimisation, validation and the machine."""
+
+    updates: int = 30_000
+    """Gradient steps (the paper's 150 epochs of 200)."""
+
+    batch_size: int = 64
+    """Sequences a step."""
+
+    learning_rate: float = 1e-3
+    """Adam's step size."""
+
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the run: constant, or cosine to zero."""
+
+    clip: float = 1.0
+    """Largest gradient norm over all parameters; 0 switches clipping off."""
+
+    seed: int = 0
+    """Decides the initial weights, the training data and the dropout masks."""
+
+    validate_every: int = 500
+    """Updates between validations at the training condition."""
+
+    validation_sequences: int = 512
+    """Held-out sequences a validation."""
+
+    checkpoint_every: int = 500
+    """Updates between checkpoints."""
+
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu."""
+
+    devices: int = 1
+    """Devices to train on (data-parallel when more than one)."""
+
+    precision: str = "32-true"
+    """Lightning's precision, such as 32-true or bf16-mixed."""
+
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    task: Task
+    core: CoreConfig
+    model: ModelOptions = field(default_factory=ModelOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; task and core carry their registered name."""
+        return {
+            "task": {"name": self.task.name, **dataclasses.asdict(self.task)},
+            "core": {"name": self.core.name, **dataclasses.asdict(self.core)},
+            "model": dataclasses.asdict(self.model),
+            "training": dataclasses.asdict(self.training),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunConfig:
+        """Inverse of :meth:`to_json`. Raises UserError naming an unknown task, core or option."""
+        task = _pick("task", TASKS, data)
+        core = _pick("core", CORES, data)
+        return cls(
+            task,
+            core,
+            _build("model", ModelOptions, data.get("model", {})),
+            _build("training", TrainingOptions, data.get("training", {})),
+        )
+
+
+def _pick(kind: str, registry: dict[str, Any], data: dict[str, Any]) -> Any:
+    values = dict(data.get(kind, {}))
+    name = values.pop("name", None)
+    if name not in registry:
+        raise UserError(f"unknown {kind} {name!r}; known: {', '.join(sorted(registry))}")
+    return _build(f"{kind} {name}", registry[name], values)
+
+
+def _build(what: str, kind: Any, values: dict[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"{what} has no option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**lists_as_tuples)

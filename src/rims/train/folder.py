@@ -1,0 +1,131 @@
+"""The run folder: what a run is, what it measured and where it stands, in files that survive a kill at any moment.
+
+::
+
+    config.json         RunConfig and the format's version
+    versions.json       commit, versions, machine and command, one entry a start or resume
+    metrics.jsonl       a line a measurement: {"update": 500, "split": "train" | "validation", "condition": 50, "seconds": 61.2, "loss": ...}
+    evaluation.json     test metrics by condition: {"commit": ..., "conditions": [{"condition": 50, "sequences": 2048, "metrics": {...}}]}
+    summary.json        written at the end: updates, seconds, parameters, state_size, flops_per_step
+    checkpoints/        last.ckpt (to resume), best.ckpt (lowest validation loss at the training condition)
+    tensorboard/        event files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rims.errors import UserError
+from rims.train.config import RunConfig
+
+FORMAT = 1
+"""Version of the run folder; a folder of another version is refused."""
+
+
+class Run:
+    """A run folder. ``Run.create`` starts one, ``Run.open`` reads one."""
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> Run:
+        """Make the folder. Raises UserError when one stands there already or it cannot be written."""
+        path = Path(path)
+        if (path / "config.json").exists():
+            raise UserError(f"{path} holds a run already; give --resume to go on with it, or another folder")
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            run = cls(path, config)
+            run.write_json("config.json", {"format": FORMAT, **config.to_json()})
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {path}: {error.strerror or error}") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Read the folder. Raises UserError when it is missing, half-written or of another version."""
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path} is no run folder: it does not exist")
+        data = cls._read(path, "config.json")
+        if data is None:
+            raise UserError(f"{path} is no run folder: it has no config.json")
+        version = data.pop("format", None)
+        if version != FORMAT:
+            raise UserError(f"{path} is a run folder of format {version}; this version of rims reads format {FORMAT}")
+        try:
+            return cls(path, RunConfig.from_json(data))
+        except UserError as error:
+            raise UserError(f"{path / 'config.json'}: {error}") from error
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.ckpt"
+
+    def read_json(self, name: str) -> Any:
+        """The file's content, ``None`` when there is no such file. Raises UserError when it is not whole."""
+        return self._read(self.path, name)
+
+    @staticmethod
+    def _read(path: Path, name: str) -> Any:
+        try:
+            return json.loads((path / name).read_text())
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path / name} is damaged: {error}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write the file at once or not at all."""
+        write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The measurements so far, in order. A last line cut short by a kill is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text().split("\n")
+        except FileNotFoundError:
+            return []
+        rows = []
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}") from error
+        return rows
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append one measurement."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def keep_metrics_until(self, update: int) -> None:
+        """Drop the measurements after ``update``: a resumed run makes them again."""
+        rows: Iterable[dict[str, Any]] = (row for row in self.metrics() if row["update"] <= update)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.path / "metrics.jsonl", text.encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``: a reader, or a kill, sees the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
