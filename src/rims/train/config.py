@@ -65,6 +65,23 @@ class TrainingOptions:
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
 
+    def __post_init__(self) -> None:
+        for name in (
+            "updates",
+            "batch_size",
+            "validate_every",
+            "validation_sequences",
+            "checkpoint_every",
+            "devices",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("clip", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected above 0")
+
 
 @dataclass
 class RunConfig:
@@ -111,4 +128,7 @@ def _build(what: str, kind: Any, values: dict[str, Any]) -> Any:
     if unknown:
         raise UserError(f"{what} has no option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return kind(**lists_as_tuples)
+    try:
+        return kind(**lists_as_tuples)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from error

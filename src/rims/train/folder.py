@@ -4,9 +4,11 @@
 
     config.json         RunConfig and the format's version
     versions.json       commit, versions, machine and command, one entry a start or resume
-    metrics.jsonl       a line a measurement: {"update": 500, "split": "train" | "validation", "condition": 50, "seconds": 61.2, "loss": ...}
-    evaluation.json     test metrics by condition: {"commit": ..., "conditions": [{"condition": 50, "sequences": 2048, "metrics": {...}}]}
-    summary.json        written at the end: updates, seconds, parameters, state_size, flops_per_step
+    metrics.jsonl       a line a measurement: {"update": 500, "split": "training" | "validation", "condition": 50, "seconds": 61.2, "loss": ...}
+    evaluation.json     test metrics by condition: {"commit": ..., "conditions": [{"condition": 50, "checkpoint": "last", "update": 30000,
+                        "sequences": 2048, "metrics": {...}}]}
+    summary.json        written at the end: updates, seconds, parameters (of the model), core_parameters, state_size, flops_per_step,
+                        validation (the last one's metrics)
     checkpoints/        last.ckpt (to resume), best.ckpt (lowest validation loss at the training condition)
     tensorboard/        event files
 """
@@ -57,7 +59,7 @@ class Run:
         data = cls._read(path, "config.json")
         if data is None:
             raise UserError(f"{path} is no run folder: it has no config.json")
-        version = data.pop("format", None)
+        version = data.pop("format", None) if isinstance(data, dict) else None
         if version != FORMAT:
             raise UserError(f"{path} is a run folder of format {version}; this version of rims reads format {FORMAT}")
         try:
@@ -85,6 +87,8 @@ class Run:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path / name} is damaged: {error}") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path / name}: {error.strerror or error}") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write the file at once or not at all."""
@@ -105,9 +109,11 @@ class Run:
         return rows
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Append one measurement."""
+        """Append one measurement, on the disk before the checkpoint that counts on it."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def keep_metrics_until(self, update: int) -> None:
         """Drop the measurements after ``update``: a resumed run makes them again."""
@@ -116,9 +122,18 @@ class Run:
         write_atomically(self.path / "metrics.jsonl", text.encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+    def remove_leftovers(self) -> None:
+        """Remove the unfinished files that killed processes left. Only for the process that trains the run."""
+        for leftover in self.path.glob(f"**/.*{_UNFINISHED}"):
+            leftover.unlink(missing_ok=True)
+
+
+_UNFINISHED = ".unfinished"
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace ``path`` by ``content``: a reader, or a kill, sees the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -1,0 +1,56 @@
+"""Test a trained run at each condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from rims.errors import UserError
+from rims.train.checkpoint import Which, load_model_and_update
+from rims.train.data import held_out, measure
+from rims.train.fit import _disk_errors, _quiet_lightning
+from rims.train.folder import Run
+from rims.train.versions import commit
+
+
+def evaluate(
+    run: Run,
+    conditions: Sequence[int] | None = None,
+    sequences: int = 2048,
+    checkpoint: Which = "last",
+    accelerator: str = "auto",
+) -> dict[str, Any]:
+    """Measure the run's model on the fixed test set of each condition (default: the task's test conditions).
+
+    Returns, and writes to evaluation.json, ``{"commit": ..., "conditions": [{"condition", "checkpoint", "update", "sequences",
+    "metrics"}, ...]}`` sorted by condition; what was measured before at other conditions stays. Raises UserError for conditions
+    that the task refuses and for checkpoints that cannot be used.
+    """
+    task = run.config.task
+    if sequences < 1:
+        raise UserError(f"sequences is {sequences}; expected at least 1")
+    before = run.read_json("evaluation.json") or {"conditions": []}
+    found = {row["condition"]: row for row in before["conditions"]}
+    model, update = load_model_and_update(run, checkpoint)
+    with _quiet_lightning():
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=run.config.training.precision)  # type: ignore[arg-type]
+        module = fabric.setup_module(model)
+        for condition in task.test_conditions if conditions is None else conditions:
+            try:
+                with fabric.autocast():
+                    metrics = measure(module, task, held_out(task, "test", condition, sequences), fabric.device)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            found[condition] = {
+                "condition": condition,
+                "checkpoint": checkpoint,
+                "update": update,
+                "sequences": sequences,
+                "metrics": metrics,
+            }
+    result = {"commit": commit(), "conditions": [found[condition] for condition in sorted(found)]}
+    with _disk_errors(run):
+        run.write_json("evaluation.json", result)
+    return result
