@@ -180,6 +180,7 @@ def _quiet_lightning() -> Iterator[None]:
             "GPU available but not used",  # --training.accelerator cpu says so
             "The 'train_dataloader' does not have many workers",  # generating a batch costs less than passing it on
             ".*srun. command is available",  # a single process is what was asked for
+            ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own use of torch
         ):
             warnings.filterwarnings("ignore", message=message)
         try:
