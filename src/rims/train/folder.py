@@ -1,11 +1,12 @@
-"""The run folder: what a run is, what it measured and where it stands, in files that survive a kill at any moment.
+"""The run folder: what a run is, what it measured and where it stands, in files that survive a kill at any
+moment.
 
 ::
 
-    config.json         RunConfig and the format's version
-    versions.json       commit, versions, machine and command, one entry a start or resume
-    metrics.jsonl       a line a measurement: {"update": 500, "split": "train" | "validation", "condition": 50, "seconds": 61.2, "loss": ...}
-    evaluation.json     test metrics by condition: {"commit": ..., "conditions": [{"condition": 50, "sequences": 2048, "metrics": {...}}]}
+    config.json         RunConfig and the format's version versions.json       commit, versions, machine and
+    command, one entry a start or resume metrics.jsonl       a line a measurement: {"update": 500, "split":
+    "train" | "validation", "condition": 50, "seconds": 61.2, "loss": ...} evaluation.json     test metrics by
+    condition: {"commit": ..., "conditions": [{"condition": 50, "sequences": 2048, "metrics": {...}}]}
     summary.json        written at the end: updates, seconds, parameters, state_size, flops_per_step
     checkpoints/        last.ckpt (to resume), best.ckpt (lowest validation loss at the training condition)
     tensorboard/        event files
@@ -59,7 +60,9 @@ class Run:
             raise UserError(f"{path} is no run folder: it has no config.json")
         version = data.pop("format", None)
         if version != FORMAT:
-            raise UserError(f"{path} is a run folder of format {version}; this version of rims reads format {FORMAT}")
+            raise UserError(
+                f"{path} is a run folder of format {version}; this version of rims reads format {FORMAT}"
+            )
         try:
             return cls(path, RunConfig.from_json(data))
         except UserError as error:
@@ -101,7 +104,9 @@ class Run:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise UserError(f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}") from error
+                raise UserError(
+                    f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}"
+                ) from error
         return rows
 
     def add_metrics(self, row: dict[str, Any]) -> None:
@@ -117,7 +122,8 @@ class Run:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``: a reader, or a kill, sees the old file or the new one, never a part."""
+    """Replace ``path`` by ``content``: a reader, or a kill, sees the old file or the new one, never a
+    part."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
