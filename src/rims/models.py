@@ -10,10 +10,11 @@ from rims.tasks.base import Task, Tokens
 
 
 class SequenceModel(nn.Module):
-    """Embeds or projects each step's input, runs a core over time, and reads its output with one linear layer.
+    """Embeds or projects each step's input, runs a core over time, and reads its output with one linear
+    layer.
 
-    The released code drops out the embedding and the core's output with one probability, ``dropout`` (0.5 on copying); the paper
-    does not mention it. Embedding and head start as there: U(-0.1, 0.1), bias 0 (spec 1.4).
+    The released code drops out the embedding and the core's output with one probability, ``dropout`` (0.5 on
+    copying); the paper does not mention it. Embedding and head start as there: U(-0.1, 0.1), bias 0.
     """
 
     def __init__(self, task: Task, core: CoreConfig, input_size: int, dropout: float = 0.0) -> None:

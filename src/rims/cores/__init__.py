@@ -3,6 +3,7 @@
 from rims.cores.base import CORES, Core, CoreConfig, register
 from rims.cores.gru import GRUConfig, GRUCore
 from rims.cores.lstm import LSTMConfig, LSTMCore
+from rims.cores.rim import RIMConfig, RIMCore
 
 __all__ = [
     "CORES",
@@ -12,5 +13,7 @@ __all__ = [
     "GRUCore",
     "LSTMConfig",
     "LSTMCore",
+    "RIMConfig",
+    "RIMCore",
     "register",
 ]

@@ -1,4 +1,5 @@
-"""The Core contract: what training, evaluation, reinforcement learning, tests and reports may expect of any recurrent system.
+"""The Core contract: what training, evaluation, reinforcement learning, tests and reports may expect of any
+recurrent system.
 
 Shapes: T time, B batch, I input size, O output size.
 """
@@ -25,8 +26,8 @@ class Core(nn.Module):
     """A recurrent system: ``output, state = core(x, state=None, reset=None)``.
 
     * ``x`` is ``[T, B, input_size]``, ``output`` is ``[T, B, output_size]``.
-    * ``state`` is the state before step 0; ``None`` means ``initial_state(B)``. The returned state is the one after step T-1, so
-      stepping one by one, or in chunks of any length, equals the whole sequence.
+    * ``state`` is the state before step 0; ``None`` means ``initial_state(B)``. The returned state is the one
+      after step T-1, so stepping one by one, or in chunks of any length, equals the whole sequence.
     * ``reset`` is ``[T, B]`` bool: where true, that row's state is re-initialised *before* step t.
     * Rows of the batch never influence each other.
     """
@@ -45,7 +46,8 @@ class Core(nn.Module):
         state: State | None = None,
         reset: Bool[Tensor, "T B"] | None = None,
     ) -> tuple[Float[Tensor, "T B O"], State]:
-        """Run the sequence. Raises ValueError, saying what was given and what is expected, for wrong shapes."""
+        """Run the sequence. Raises ValueError, saying what was given and what is expected, for wrong
+        shapes."""
 
     def check_input(self, x: Tensor, reset: Tensor | None = None) -> None:
         """Refuse an input that the contract does not allow."""
@@ -53,7 +55,7 @@ class Core(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [T, B, {self.input_size}]")
         if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
             raise ValueError(
-                f"reset has shape {tuple(reset.shape)} and dtype {reset.dtype}; expected bool {list(x.shape[:2])}"
+                f"reset has shape {tuple(reset.shape)}, {reset.dtype}; expected bool {list(x.shape[:2])}"
             )
 
     @property
@@ -68,11 +70,13 @@ class Core(nn.Module):
 
     @property
     def flops_per_step(self) -> int:
-        """Floating-point operations of the matrix products of one forward step of one row (a multiply-add is two)."""
-        on_meta = copy.deepcopy(self).to("meta")
-        x = torch.zeros(1, 1, self.input_size, device="meta")
+        """Floating-point operations of the matrix products of one forward step of one row (a multiply-add is
+        two)."""
+        # In float64 nn.LSTM runs as matrix products, which the counter sees; in float32 as one fused call.
+        core = copy.deepcopy(self).to("cpu", torch.float64).eval()
+        x = torch.zeros(1, 1, self.input_size, dtype=torch.float64)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            on_meta(x)
+            core(x)
         return counter.get_total_flops()
 
 
@@ -86,7 +90,7 @@ def map_state(function: Any, *states: S) -> S:
     first: Any = states[0]
     if isinstance(first, Tensor):
         return function(*states)
-    return type(first)(*(function(*parts) for parts in zip(*states)))  # type: ignore[call-overload]
+    return type(first)(*(function(*parts) for parts in zip(*states)))
 
 
 def reset_state(state: S, initial: S, reset: Bool[Tensor, " B"]) -> S:
@@ -113,7 +117,8 @@ class CoreConfig:
 
 
 CORES: dict[str, type[CoreConfig]] = {}
-"""Every registered core's config by its name; a new core joins training, tests and reports by being registered."""
+"""Every registered core's config by its name; a new core joins training, tests and reports by being
+registered."""
 
 
 def register(config: type[CoreConfig]) -> type[CoreConfig]:

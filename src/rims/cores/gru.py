@@ -13,7 +13,8 @@ from rims.cores.segments import run_segments
 
 
 class GRUCore(Core):
-    """Gated recurrent unit (Cho et al. 2014) as torch.nn.GRU has it: one layer, zero initial state. The state is ``[B, H]``."""
+    """Gated recurrent unit (Cho et al. 2014) as torch.nn.GRU has it: one layer, zero initial state. The state
+    is ``[B, H]``."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -22,7 +23,7 @@ class GRUCore(Core):
         self.output_size = hidden_size
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "B H"]:
-        return self.gru.weight_hh_l0.new_zeros(batch_size, self.output_size)
+        return next(self.parameters()).new_zeros(batch_size, self.output_size)
 
     def forward(
         self,

@@ -20,7 +20,8 @@ class LSTMState(NamedTuple):
 
 
 class LSTMCore(Core):
-    """Long short-term memory (Hochreiter & Schmidhuber 1997) as torch.nn.LSTM has it: one layer, zero initial state."""
+    """Long short-term memory (Hochreiter & Schmidhuber 1997) as torch.nn.LSTM has it: one layer, zero initial
+    state."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class LSTMCore(Core):
         self.output_size = hidden_size
 
     def initial_state(self, batch_size: int) -> LSTMState:
-        zeros = self.lstm.weight_hh_l0.new_zeros(batch_size, self.output_size)
+        zeros = next(self.parameters()).new_zeros(batch_size, self.output_size)
         return LSTMState(zeros, zeros)
 
     def forward(

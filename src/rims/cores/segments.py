@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -18,15 +19,16 @@ def run_segments(
 ) -> tuple[Tensor, S]:
     """``run(x, state)`` over ``x [T, B, I]``, cut where any row of ``reset [T, B]`` is true.
 
-    A layer such as nn.LSTM takes its state only before the first step. Cutting keeps its fast sequence between resets, which are
-    rare; reading where they are costs one synchronisation with the device a sequence.
+    A layer such as nn.LSTM takes its state only before the first step. Cutting keeps its fast sequence
+    between resets, which are rare; reading where they are costs one synchronisation with the device a
+    sequence.
     """
     if reset is None:
         return run(x, state)
     cuts = reset.any(dim=1).nonzero().flatten().tolist()
     bounds = sorted({0, *cuts, len(x)})
     outputs = []
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in pairwise(bounds):
         state = reset_state(state, initial, reset[start])
         output, state = run(x[start:end], state)
         outputs.append(output)

@@ -37,10 +37,11 @@ class Features:
 
 @dataclass
 class Task:
-    """The options of a task, as they stand in a run folder and on the command line. Subclasses add fields and the methods' bodies.
+    """The options of a task, as they stand in a run folder and on the command line. Subclasses add fields and
+    the methods' bodies.
 
-    A *condition* is one setting of what is shifted between training and test (copying: the delay). ``training_condition`` is the one
-    trained on; ``test_conditions`` are those reported.
+    A *condition* is one setting of what is shifted between training and test (copying: the delay).
+    ``training_condition`` is the one trained on; ``test_conditions`` are those reported.
     """
 
     name: ClassVar[str]
@@ -95,5 +96,3 @@ def register(task: type[Task]) -> type[Task]:
         raise ValueError(f"a task named {task.name!r} is registered already")
     TASKS[task.name] = task
     return task
-
-

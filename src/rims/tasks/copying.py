@@ -1,4 +1,5 @@
-"""Copying a sequence of symbols over a delay that is longer at test time than in training (paper 4.1, D.1, Table 1)."""
+"""Copying a sequence of symbols over a delay that is longer at test time than in training (paper 4.1, D.1,
+Table 1)."""
 
 from __future__ import annotations
 
@@ -16,15 +17,17 @@ from rims.tasks.base import Batch, Task, Tokens, register
 @register
 @dataclass
 class Copying(Task):
-    """``length`` symbols, ``delay`` steps of which the last is the go marker, then ``length`` blank steps in which to repeat them.
+    """``length`` symbols, ``delay`` steps of which the last is the go marker, then ``length`` blank steps in
+    which to repeat them.
 
-    Inputs over T = 2 * length + delay steps: symbols from {1..symbols}, ``delay - 1`` blanks (0), the marker (symbols + 1), and
-    ``length`` blanks. Targets: 0, and the symbols in the last ``length`` steps, the *recall window*. The loss is the cross-entropy
-    over all steps; what is reported is measured on the recall window alone, where guessing scores ln(symbols): the average over
-    all steps shrinks with the delay and makes an untrained model look good (spec 2.1).
+    Inputs over T = 2 * length + delay steps: symbols from {1..symbols}, ``delay - 1`` blanks (0), the marker
+    (symbols + 1), and ``length`` blanks. Targets: 0, and the symbols in the last ``length`` steps, the
+    *recall window*. The loss is the cross-entropy over all steps; what is reported is measured on the recall
+    window alone, where guessing scores ln(symbols): the average over all steps shrinks with the delay and
+    makes an untrained model look good.
 
-    The paper's text says digits 0-8; the released code draws 1..8, as here. The vocabulary is the code's 20, or larger where
-    more symbols need it.
+    The paper's text says digits 0-8; the released code draws 1..8, as here. The vocabulary is the code's 20,
+    or larger where more symbols need it.
     """
 
     name: ClassVar[str] = "copying"
@@ -99,4 +102,8 @@ class Copying(Task):
     def phases(self, condition: int | None = None) -> dict[str, tuple[int, int]]:
         delay = self.delay if condition is None else condition
         start = self.length + delay
-        return {"symbols": (0, self.length), "delay": (self.length, start), "recall": (start, start + self.length)}
+        return {
+            "symbols": (0, self.length),
+            "delay": (self.length, start),
+            "recall": (start, start + self.length),
+        }

@@ -40,7 +40,9 @@ def evaluate(
         for condition in task.test_conditions if conditions is None else conditions:
             try:
                 with fabric.autocast():
-                    metrics = measure(module, task, held_out(task, "test", condition, sequences), fabric.device)
+                    metrics = measure(
+                        module, task, held_out(task, "test", condition, sequences), fabric.device
+                    )
             except ValueError as error:
                 raise UserError(str(error)) from error
             found[condition] = {

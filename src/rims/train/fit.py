@@ -40,7 +40,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
     folder = Path(folder)
     options = config.training
     if options.batch_size % options.devices:
-        raise UserError(f"batch_size is {options.batch_size}; expected a multiple of devices, {options.devices}")
+        raise UserError(
+            f"batch_size is {options.batch_size}; expected a multiple of devices, {options.devices}"
+        )
     with _quiet_lightning(), _threads(options.threads), torch.random.fork_rng(devices=_cuda_devices()):
         module = TrainingModule(config)
         run = Run.open(folder) if resume else Run(folder, config)

@@ -1,16 +1,17 @@
-"""The run folder: what a run is, what it measured and where it stands, in files that survive a kill at any moment.
+"""The run folder: what a run is, what it measured and where it stands, in files that survive a kill.
 
 ::
 
-    config.json         RunConfig and the format's version
-    versions.json       commit, versions, machine and command, one entry a start or resume
-    metrics.jsonl       a line a measurement: {"update": 500, "split": "training" | "validation", "condition": 50, "seconds": 61.2, "loss": ...}
-    evaluation.json     test metrics by condition: {"commit": ..., "conditions": [{"condition": 50, "checkpoint": "last", "update": 30000,
-                        "sequences": 2048, "metrics": {...}}]}
-    summary.json        written at the end: updates, seconds, parameters (of the model), core_parameters, state_size, flops_per_step,
-                        validation (the last one's metrics)
-    checkpoints/        last.ckpt (to resume), best.ckpt (lowest validation loss at the training condition)
-    tensorboard/        event files
+    config.json      RunConfig and the format's version
+    versions.json    commit, versions, machine and command, one entry a start or resume
+    metrics.jsonl    a line a measurement: {"update": 500, "split": "training" | "validation",
+                     "condition": 50, "seconds": 61.2, "loss": ...}
+    evaluation.json  test metrics: {"commit": ..., "conditions": [{"condition": 50, "checkpoint": "last",
+                     "update": 30000, "sequences": 2048, "metrics": {...}}]}
+    summary.json     written at the end: updates, seconds, parameters (of the model), core_parameters,
+                     state_size, flops_per_step, validation (metrics of the last one)
+    checkpoints/     last.ckpt (to resume), best.ckpt (lowest validation loss at the training condition)
+    tensorboard/     event files
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Run:
             raise UserError(f"{path} is no run folder: it has no config.json")
         version = data.pop("format", None) if isinstance(data, dict) else None
         if version != FORMAT:
-            raise UserError(f"{path} is a run folder of format {version}; this version of rims reads format {FORMAT}")
+            raise UserError(
+                f"{path} is a run folder of format {version}; this version of rims reads format {FORMAT}"
+            )
         try:
             return cls(path, RunConfig.from_json(data))
         except UserError as error:
@@ -105,7 +108,9 @@ class Run:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise UserError(f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}") from error
+                raise UserError(
+                    f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}"
+                ) from error
         return rows
 
     def add_metrics(self, row: dict[str, Any]) -> None:
@@ -120,7 +125,6 @@ class Run:
         rows: Iterable[dict[str, Any]] = (row for row in self.metrics() if row["update"] <= update)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.path / "metrics.jsonl", text.encode())
-
 
     def remove_leftovers(self) -> None:
         """Remove the unfinished files that killed processes left. Only for the process that trains the run."""

@@ -65,5 +65,7 @@ class TrainingModule(LightningModule):
         if options.schedule == "constant":
             return adam
         # In closed form of the update, and not torch's recursive CosineAnnealingLR: no rounding piles up.
-        cosine = LambdaLR(adam, lambda update: 0.5 * (1 + math.cos(math.pi * min(1, update / options.updates))))
+        cosine = LambdaLR(
+            adam, lambda update: 0.5 * (1 + math.cos(math.pi * min(1, update / options.updates)))
+        )
         return {"optimizer": adam, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}

@@ -56,7 +56,9 @@ class ProgressLine(Callback):
         if self.bar:
             self.bar.update(self.task, completed=update, state="  ".join(parts))
         else:
-            self.console.print(f"update {update}/{self.updates}  {'  '.join(parts)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"update {update}/{self.updates}  {'  '.join(parts)}", highlight=False, soft_wrap=True
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.bar:

@@ -1,0 +1,6 @@
+"""The RIM layer; needs torch and jaxtyping alone."""
+
+from rims.nn.cell import RIMCell, StepTrace
+from rims.nn.rim import RIM, Trace
+
+__all__ = ["RIM", "RIMCell", "StepTrace", "Trace"]

@@ -1,0 +1,51 @@
+"""Which RIMs are active.
+
+Selection is a hard choice: no gradient passes through it, only through the attention weights of the RIMs that
+were chosen. A RIM that was never active keeps its zero state, hence the same attention on null and
+on the input; it is chosen as soon as fewer than ``num_active`` others prefer the input to null. That is all
+that keeps RIMs in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def select_active(
+    penalty: Float[Tensor, "B K"], num_active: int, disabled: Bool[Tensor, " K"] | None = None
+) -> Bool[Tensor, "B K"]:
+    """The ``num_active`` RIMs of each row with the least ``penalty``.
+
+    Exactly ``num_active`` are chosen (or all that are not ``disabled``, where those are fewer). Ties go to
+    the lower index: the sort is stable, while ``topk`` breaks ties differently from device to device, and at
+    zero state all RIMs tie.
+
+    ``penalty`` must be at least float32: early in training the RIMs differ by 1e-4 around 0.5, which half
+    precision cannot tell apart.
+    """
+    if disabled is not None:
+        penalty = penalty.masked_fill(disabled, torch.inf)
+    order = penalty.argsort(dim=-1, stable=True)
+    active = torch.zeros_like(penalty, dtype=torch.bool).scatter(-1, order[:, :num_active], True)
+    return active if disabled is None else active & ~disabled
+
+
+def lesion_mask(
+    disabled: Sequence[int] | None, num_rims: int, device: torch.device
+) -> Bool[Tensor, " K"] | None:
+    """True for the RIMs named in ``disabled``; None where it names none.
+
+    Raises ValueError for an index outside 0..num_rims-1, and when no RIM would be left.
+    """
+    if not disabled:
+        return None
+    for index in disabled:
+        if not 0 <= index < num_rims:
+            raise ValueError(f"disabled names RIM {index}; expected 0 to {num_rims - 1}")
+    if len(set(disabled)) == num_rims:
+        raise ValueError(f"disabled names all {num_rims} RIMs; expected at least one to be left")
+    return torch.tensor([k in disabled for k in range(num_rims)], device=device)
