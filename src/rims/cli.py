@@ -1,13 +1,14 @@
 """The command ``rims``: results on stdout, progress on stderr.
 
-Exit codes: 0 done, 1 the work failed, 2 the input cannot be used, 130 stopped by the user. What costs time to import is imported
-by the commands that need it.
+Exit codes: 0 done, 1 the work failed, 2 the input cannot be used, 130 stopped by the user. What costs time to
+import is imported by the commands that need it.
 """
 
 from __future__ import annotations
 
 import datetime
 import importlib
+import inspect
 import json
 import os
 import shlex
@@ -33,18 +34,23 @@ from rims.train.folder import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line (default: the process's own). Returns when the work is done, and else leaves by SystemExit."""
+    """Run the command line (default: the process's own). Leaves by SystemExit unless all went well."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) == ["--version"]:
         print(f"rims {rims.__version__}")
         return
     try:
+        _check_names(arguments)
         command: Any = tyro.cli(
-            Union[Train, Resume, Eval, Report],  # type: ignore[arg-type]
+            Train | Resume | Eval | Report,
             prog="rims",
-            description="Recurrent Independent Mechanisms: train, test and report. rims COMMAND --help says more.",
+            description="Recurrent Independent Mechanisms. rims COMMAND --help says more.",
             args=list(arguments),
-            config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
+            config=(
+                tyro.conf.CascadeSubcommandArgs,
+                tyro.conf.FlagCreatePairsOff,
+                tyro.conf.HelptextFromCommentsOff,
+            ),
         )
         command()
     except UserError as error:
@@ -62,13 +68,25 @@ def _leave(message: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _check_names(arguments: Sequence[str]) -> None:
+    """Refuse an unknown task or core by name, where tyro would call it an unrecognized option."""
+    if not arguments or arguments[0] != "train":
+        return
+    if len(arguments) > 1 and not arguments[1].startswith("-") and arguments[1] not in TASKS:
+        raise UserError(f"unknown task {arguments[1]!r}; known: {', '.join(sorted(TASKS))}")
+    for name in (argument.removeprefix("core:") for argument in arguments if argument.startswith("core:")):
+        if name not in CORES:
+            raise UserError(f"unknown core {name!r}; known: {', '.join(sorted(CORES))}")
+
+
 def _unchecked(kind: Any) -> Any:
     """The dataclass ``kind`` without its own checks.
 
-    tyro draws a box around the ValueError of a class's checks. RunConfig.from_json makes them when it builds the real class, and
-    they end in one line like all else.
+    tyro draws a box around the ValueError of a class's checks. RunConfig.from_json makes them when it builds
+    the real class, and they end in one line like all else.
     """
-    namespace = {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    summary = inspect.cleandoc(kind.__doc__).split("\n\n")[0].replace("``", "")  # all that help has room for
+    namespace = {"__post_init__": lambda self: None, "__doc__": summary, "__module__": kind.__module__}
     return dataclass(type(kind.__name__, (kind,), namespace))
 
 
@@ -93,7 +111,9 @@ class Train:
     """Train a core on a task: rims train TASK core:NAME [OPTIONS]."""
 
     task: _Task  # type: ignore[valid-type]
+    """What to learn."""
     core: _Core  # type: ignore[valid-type]
+    """What learns it."""
     model: ModelOptions = field(default_factory=ModelOptions)
     training: _TrainingOptions = field(default_factory=_TrainingOptions)  # type: ignore[valid-type]
     run: Path | None = None
@@ -102,12 +122,14 @@ class Train:
     """Go on with the run in the folder."""
 
     def __call__(self) -> None:
-        # Through JSON, because task, core and training are of classes without their checks here (see _unchecked).
+        # Through JSON, because task, core and training are of classes without their checks here (see
+        # _unchecked).
         config = RunConfig.from_json(RunConfig(self.task, self.core, self.model, self.training).to_json())
         if self.run is None and self.resume:
             raise UserError("--resume needs the folder of the run: --run FOLDER")
         if self.run is None and config.training.devices > 1:
-            # Lightning starts the other processes with this command line: a name made here would differ in each.
+            # Lightning starts the other processes with this command line: a name made here would differ in
+            # each.
             raise UserError("more than one device needs a named folder: --run FOLDER")
         _train(config, self.run or _new_folder(config), self.resume)
 
@@ -129,7 +151,7 @@ class Eval:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    conditions: Annotated[tuple[int, ...], tyro.conf.arg(aliases=_plurals)] = ()
+    conditions: Annotated[tuple[int, ...], tyro.conf.arg(aliases=_plurals, help_behavior_hint="")] = ()
     """Conditions to test at; without, those of the task."""
     sequences: int = 2048
     """Test sequences a condition."""

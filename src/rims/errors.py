@@ -2,12 +2,12 @@
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used. The command line prints the message alone and exits with 2."""
+    """Something the user gave cannot be used. The command line prints the message alone, exits with 2."""
 
 
 class WorkError(Exception):
-    """The work itself failed, such as a loss that is not finite. The command line prints the message and exits with 1."""
+    """The work failed: a loss was not finite. The command line prints the message, exits with 1."""
 
 
 class Interrupted(Exception):
-    """The user stopped the work, which can be gone on with. The command line prints the message and exits with 130."""
+    """The user stopped the work, which can be resumed. The command line prints it, exits with 130."""

@@ -1,7 +1,7 @@
 """What happens between updates: measurements, stopping on request, checkpoints; in this order.
 
-The order is what makes a kill harmless: the rows of an update are on disk before a checkpoint of it, and a resumed run drops the
-rows after its checkpoint and makes them again.
+The order is what makes a kill harmless: the rows of an update are on disk before a checkpoint of it, and a
+resumed run drops the rows after its checkpoint and makes them again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ TRAINING_ROW_EVERY = 50
 class Measurements(Callback):
     """Writes metrics.jsonl and TensorBoard, and stops a run whose loss or gradient is not finite.
 
-    Losses and norms stay on the device until a row, a validation or a checkpoint needs them: reading one is a synchronisation.
+    Losses and norms stay on the device until a row, a validation or a checkpoint needs them: reading one is a
+    synchronisation.
     """
 
     def __init__(self, run: Run) -> None:
@@ -73,13 +74,14 @@ class Measurements(Callback):
             self._validate(trainer, pl_module, update)
 
     def read(self, update: int) -> None:
-        """Fetch the losses and norms up to ``update`` from the device. Raises WorkError when one is not finite."""
+        """Fetch the losses and norms from the device. Raises WorkError when one is not finite."""
         if not self.unread:
             return
         losses, norms = (torch.stack(parts).double().tolist() for parts in zip(*self.unread))
         first = update - len(losses) + 1
         self.unread.clear()
-        # float16 scales the loss and skips the updates whose gradient overflows: there, such a norm is no failure.
+        # float16 scales the loss and skips the updates whose gradient overflows: there, such a norm is no
+        # failure.
         scaled = self.run.config.training.precision.startswith("16")
         for number, (loss, norm) in enumerate(zip(losses, norms), first):
             what = "loss" if not math.isfinite(loss) else "gradient norm"
@@ -120,7 +122,7 @@ class Measurements(Callback):
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C or a scheduler's SIGTERM ends training after the update at hand; a second one ends it at once."""
+    """Ctrl-C or a scheduler's SIGTERM ends training after the update at hand; a second, at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -152,7 +154,10 @@ class StopOnSignal(Callback):
 
 
 class Checkpoints(Checkpoint):
-    """Saves last.ckpt, to resume from, and best.ckpt, of the lowest validation loss. Lightning runs it after other callbacks."""
+    """Saves last.ckpt, to resume from, and best.ckpt, of the lowest validation loss.
+
+    Lightning calls it after all other callbacks, as any Checkpoint.
+    """
 
     def __init__(self, run: Run, measurements: Measurements) -> None:
         self.run, self.measurements = run, measurements

@@ -20,7 +20,7 @@ Which = Literal["last", "best"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints with the run's config inside, in files that a kill or a full disk leaves whole."""
+    """Lightning's checkpoints with the run's config inside, in files that a kill leaves whole."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -28,7 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
     ) -> None:
-        # Through memory: torch.save into a file that cannot be written raises a RuntimeError about its archive, not the OSError.
+        # Through memory: torch.save into a file that cannot be written raises a RuntimeError about its
+        # archive, not the OSError.
         buffer = io.BytesIO()
         torch.save({**checkpoint, "rims": self.config.to_json()}, buffer)
         write_atomically(Path(path), buffer.getbuffer())
@@ -42,7 +43,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: Path, config: RunConfig, map_location: Any = "cpu") -> dict[str, Any]:
     """The checkpoint's content. Nothing in the file is executed.
 
-    Raises UserError, naming the file, when it is missing, damaged, not of rims, or of a run with another config.
+    Raises UserError, naming the file, when it is missing, damaged, not of rims, or of a run with another
+    config.
     """
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)

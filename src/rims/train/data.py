@@ -1,4 +1,5 @@
-"""Generated data as pure functions of what names them, so that nothing about data needs storing to resume a run.
+"""Generated data as pure functions of what names them, so that nothing about data needs storing to resume a
+run.
 
 * The training batch of an update depends on the run's seed, the update and the rank.
 * The validation and test sequences depend on the condition alone: every run is measured on the same ones.
@@ -22,10 +23,12 @@ EVALUATION_BATCH = 256
 
 
 def derive_seed(stream: str, *indices: int) -> int:
-    """A seed for the torch generator that belongs to ``stream`` and ``indices`` alone, by hashing their names.
+    """A seed for the torch generator that belongs to ``stream`` and ``indices`` alone, by hashing their
+    names.
 
-    Streams with neighbouring seeds or indices have nothing in common. torch's CPU generator keeps 32 bits of a seed, so among n
-    batches some two are equal with a probability of n^2 / 2^33; the splits are disjoint up to the same chance.
+    Streams with neighbouring seeds or indices have nothing in common. torch's CPU generator keeps 32 bits of
+    a seed, so among n batches some two are equal with a probability of n^2 / 2^33; the splits are disjoint up
+    to the same chance.
     """
     digest = hashlib.blake2b(repr((stream, *indices)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
@@ -51,7 +54,7 @@ class TrainingStream(IterableDataset[Batch]):
 def held_out(
     task: Task, split: Literal["validation", "test"], condition: int, sequences: int
 ) -> Iterator[Batch]:
-    """The fixed ``sequences`` of a split at a condition, in batches of :data:`EVALUATION_BATCH`, the last one smaller."""
+    """The fixed sequences of a split at a condition, in batches of :data:`EVALUATION_BATCH` or less."""
     for number, start in enumerate(range(0, sequences, EVALUATION_BATCH)):
         generator = torch.Generator().manual_seed(derive_seed(split, condition, number))
         yield task.batch(min(EVALUATION_BATCH, sequences - start), generator, condition)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rims.errors import UserError
 from rims.train.checkpoint import Which, load_model_and_update
 from rims.train.data import held_out, measure
-from rims.train.fit import _disk_errors, _quiet_lightning
 from rims.train.folder import Run
+from rims.train.guards import disk_errors, quiet_lightning
 from rims.train.versions import commit
 
 
@@ -24,9 +25,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the run's model on the fixed test set of each condition (default: the task's test conditions).
 
-    Returns, and writes to evaluation.json, ``{"commit": ..., "conditions": [{"condition", "checkpoint", "update", "sequences",
-    "metrics"}, ...]}`` sorted by condition; what was measured before at other conditions stays. Raises UserError for conditions
-    that the task refuses and for checkpoints that cannot be used.
+    Returns, and writes to evaluation.json, ``{"commit": ..., "conditions": [{"condition", "checkpoint",
+    "update", "sequences", "metrics"}, ...]}`` sorted by condition. Earlier measurements at other conditions
+    stay. Raises UserError for conditions that the task refuses and for checkpoints that cannot be used.
     """
     task = run.config.task
     if sequences < 1:
@@ -34,8 +35,12 @@ def evaluate(
     before = run.read_json("evaluation.json") or {"conditions": []}
     found = {row["condition"]: row for row in before["conditions"]}
     model, update = load_model_and_update(run, checkpoint)
-    with _quiet_lightning():
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=run.config.training.precision)  # type: ignore[arg-type]
+    with quiet_lightning():
+        precision: Any = run.config.training.precision
+        try:
+            fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(" ".join(str(error).split())) from error
         module = fabric.setup_module(model)
         for condition in task.test_conditions if conditions is None else conditions:
             try:
@@ -53,6 +58,6 @@ def evaluate(
                 "metrics": metrics,
             }
     result = {"commit": commit(), "conditions": [found[condition] for condition in sorted(found)]}
-    with _disk_errors(run):
+    with disk_errors(run):
         run.write_json("evaluation.json", result)
     return result

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from rims.train.checkpoint import AtomicCheckpointIO, read_checkpoint
 from rims.train.config import RunConfig
 from rims.train.data import TrainingStream
 from rims.train.folder import Run
+from rims.train.guards import disk_errors, quiet_lightning
 from rims.train.module import TrainingModule
 from rims.train.progress import ProgressLine
 from rims.train.versions import versions
@@ -31,11 +29,12 @@ from rims.train.versions import versions
 def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool = True) -> Run:
     """Train ``config`` in ``folder``, to the end; with ``resume``, go on from the folder's last checkpoint.
 
-    On one machine and device kind, a run that was killed at any moment and resumed has the weights and the measurements of an
-    uninterrupted one, bit for bit on the CPU. Resuming a finished run changes nothing. ``progress`` writes to stderr.
+    On one machine and device kind, a run that was killed at any moment and resumed has the weights and the
+    measurements of an uninterrupted one, bit for bit on the CPU. Resuming a finished run changes nothing.
+    ``progress`` writes to stderr.
 
-    Raises UserError for what cannot be used (options, folder, checkpoint, a full disk), WorkError for a loss that is not finite,
-    Interrupted after Ctrl-C or SIGTERM, with a checkpoint of the last update.
+    Raises UserError for what cannot be used (options, folder, checkpoint, a full disk), WorkError for a loss
+    that is not finite, Interrupted after Ctrl-C or SIGTERM, with a checkpoint of the last update.
     """
     folder = Path(folder)
     options = config.training
@@ -43,7 +42,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
         raise UserError(
             f"batch_size is {options.batch_size}; expected a multiple of devices, {options.devices}"
         )
-    with _quiet_lightning(), _threads(options.threads), torch.random.fork_rng(devices=_cuda_devices()):
+    with quiet_lightning(), _threads(options.threads), torch.random.fork_rng(devices=_cuda_devices()):
         module = TrainingModule(config)
         run = Run.open(folder) if resume else Run(folder, config)
         if run.config != config:
@@ -58,7 +57,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
             stream = TrainingStream(
                 config.task, options.batch_size // options.devices, options.seed, start, trainer.global_rank
             )
-            with _disk_errors(run):
+            with disk_errors(run):
                 trainer.fit(module, stream, ckpt_path=run.last_checkpoint if start else None)
             if stop.asked and trainer.global_step < options.updates:
                 raise Interrupted(
@@ -68,7 +67,7 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
         elif progress:
             print(f"{folder} is finished ({start} updates): nothing to do", file=sys.stderr)
         if run.read_json("summary.json") is None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            with _disk_errors(run):
+            with disk_errors(run):
                 run.write_json("summary.json", _summary(run, module, start))
     return run
 
@@ -81,13 +80,14 @@ def _trainer(run: Run, stop: StopOnSignal, start: int, progress: bool) -> Traine
         callbacks.insert(1, ProgressLine(options.updates, measurements))
     # purge_step: events that a killed run wrote after its last checkpoint are hidden
     logger = TensorBoardLogger(
-        run.path, "tensorboard", "", default_hp_metric=False, **({"purge_step": start + 1} if start else {})
+        run.path, "tensorboard", "", default_hp_metric=False, purge_step=start + 1 if start else None
     )
+    precision: Any = options.precision
     try:
         return Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
-            precision=options.precision,  # type: ignore[arg-type]
+            precision=precision,
             max_steps=options.updates,
             max_epochs=-1,
             gradient_clip_val=options.clip or None,
@@ -110,7 +110,7 @@ def _prepare(run: Run, resume: bool, start: int, first: bool) -> None:
         return
     if not resume:
         Run.create(run.path, run.config)
-    with _disk_errors(run):
+    with disk_errors(run):
         run.remove_leftovers()
         run.keep_metrics_until(start)
         run.write_json("versions.json", [*(run.read_json("versions.json") or []), versions()])
@@ -155,38 +155,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _disk_errors(run: Run) -> Iterator[None]:
-    """A full disk or a folder that cannot be written ends in one line; files are written whole, so what is there stays good."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or run.path
-        raise UserError(
-            f"cannot write {where}: {error.strerror or error}; what was saved before is whole; "
-            f"to go on when that is mended: rims resume {run.path}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's announcements and adverts off the screen, and the warnings about what is meant here; all others show."""
-    names = ("lightning.pytorch", "lightning.fabric")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in (
-            "GPU available but not used",  # --training.accelerator cpu says so
-            "The 'train_dataloader' does not have many workers",  # generating a batch costs less than passing it on
-            ".*srun. command is available",  # a single process is what was asked for
-            ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own use of torch
-        ):
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)

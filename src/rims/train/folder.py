@@ -127,7 +127,7 @@ class Run:
         write_atomically(self.path / "metrics.jsonl", text.encode())
 
     def remove_leftovers(self) -> None:
-        """Remove the unfinished files that killed processes left. Only for the process that trains the run."""
+        """Remove the unfinished files of killed processes. Only for the process that trains the run."""
         for leftover in self.path.glob(f"**/.*{_UNFINISHED}"):
             leftover.unlink(missing_ok=True)
 
@@ -136,7 +136,7 @@ _UNFINISHED = ".unfinished"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace ``path`` by ``content``: a reader, or a kill, sees the old file or the new one, never a part."""
+    """Replace ``path`` by ``content``: a reader or a kill sees the old or the new, never a part."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:

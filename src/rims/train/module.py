@@ -18,7 +18,8 @@ from rims.train.data import derive_seed
 
 
 def build_model(config: RunConfig) -> SequenceModel:
-    """The run's model with its initial weights, which depend on the seed alone; the caller's random state is left as it was.
+    """The run's model with its initial weights, which depend on the seed alone; the caller's random state is
+    left as it was.
 
     Raises UserError for options that do not fit together.
     """
@@ -40,8 +41,8 @@ class TrainingModule(LightningModule):
         self.gradient_norm = torch.tensor(0.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # Dropout draws from torch's global generator. Seeding it here makes an update a function of its number, so a resumed run
-        # needs no stored random states to equal an uninterrupted one.
+        # Dropout draws from torch's global generator. Seeding it here makes an update a function of its
+        # number, so a resumed run needs no stored random states to equal an uninterrupted one.
         update = self.trainer.global_step
         torch.manual_seed(derive_seed("dropout", self.config.training.seed, update, self.global_rank))
         outputs, _ = self.model(batch.inputs)
@@ -53,7 +54,7 @@ class TrainingModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm over all parameters, and keep that norm to report it (Lightning's own clipping drops it)."""
+        """Clip by the norm over all parameters, and keep that norm (Lightning's own clipping drops it)."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self.gradient_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if gradient_clip_val:

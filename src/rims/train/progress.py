@@ -26,7 +26,7 @@ class ProgressLine(Callback):
         self.task = TaskID(0)
         self.shown = 0.0
         self.pace: deque[tuple[float, int]] = deque(maxlen=20)
-        """Recent (time, update): the rate over these forgets a slow start and the time of other validations."""
+        """Recent (time, update): the rate over these forgets a slow start."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

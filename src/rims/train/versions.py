@@ -16,8 +16,11 @@ import torch
 import rims
 
 
-def commit() -> dict[str, Any] | None:
-    """``{"commit": hash, "dirty": bool}`` of the checkout that holds this package; ``None`` when it is installed from elsewhere."""
+def commit() -> str | None:
+    """The commit of the checkout that holds this package; ``None`` when it lies in none.
+
+    ``-dirty`` is appended when the package differs from the commit.
+    """
     package = Path(rims.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -25,9 +28,9 @@ def commit() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # A virtual environment may lie inside some other project's checkout: that one's commit says nothing about this package.
+        # A virtual environment may lie inside some other project's checkout: its commit says nothing here.
         git("ls-files", "--error-unmatch", "__init__.py")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -38,7 +41,7 @@ def versions() -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "rims": rims.__version__,
-        "git": commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": importlib.metadata.version("lightning"),

@@ -1,0 +1,48 @@
+"""What surrounds the work: errors of the disk in one line, and Lightning without its announcements."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+from rims.errors import UserError
+from rims.train.folder import Run
+
+
+@contextlib.contextmanager
+def disk_errors(run: Run) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, as a UserError.
+
+    Files are written whole or not at all, so what is in the folder stays good.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or run.path}: {error.strerror or error}; "
+            f"what was saved before is whole, to go on from it: rims resume {run.path}"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's announcements, adverts and warnings about what is meant here off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in (
+            "GPU available but not used",  # --training.accelerator cpu says so
+            "The 'train_dataloader' does not have many workers",  # a batch is cheaper to make than to pass on
+            ".*srun. command is available",  # a single process is what was asked for
+            ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own use of torch
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
