@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,11 +48,17 @@ def read_checkpoint(path: Path, config: RunConfig, map_location: Any = "cpu") ->
     config.
     """
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        content = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    try:
+        with zipfile.ZipFile(content) as archive:
+            if archive.testzip() is not None:  # torch.load does not look at the checksums
+                raise zipfile.BadZipFile
+        content.seek(0)
+        checkpoint = torch.load(content, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged archive or pickle raises nearly anything
         raise UserError(f"{path} is damaged or is no checkpoint of rims") from error
     if not isinstance(checkpoint, dict) or not {"rims", "state_dict", "global_step"} <= checkpoint.keys():

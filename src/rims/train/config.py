@@ -131,4 +131,4 @@ def _build(what: str, kind: Any, values: dict[str, Any]) -> Any:
     try:
         return kind(**lists_as_tuples)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: {error}") from error
+        raise UserError(f"{what}: {str(error).splitlines()[0]}") from error

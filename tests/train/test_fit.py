@@ -1,0 +1,288 @@
+"""Training: repeatable, resumable, clipped, measured."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from rims.errors import Interrupted, UserError, WorkError
+from rims.train.callbacks import Measurements
+from rims.train.checkpoint import load_model
+from rims.train.fit import train
+from rims.train.folder import Run
+from rims.train.module import TrainingModule, build_model
+
+from .helpers import assert_equal_runs, rows, weights
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(monkeypatch, update, action):
+    """Do ``action`` in the training step of update number ``update``."""
+    step = TrainingModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == update:
+            action()
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+
+
+def raise_crash():
+    raise Crash
+
+
+def test_one_seed_one_result(config, tmp_path):
+    torch.manual_seed(1)
+    one = train(config(), tmp_path / "one", progress=False)
+    torch.manual_seed(2)
+    two = train(config(), tmp_path / "two", progress=False)
+    assert_equal_runs(one, two)
+    other = train(config(seed=1), tmp_path / "other", progress=False)
+    assert rows(other) != rows(one)
+    assert not torch.equal(*(weights(run)["model.encoder.weight"] for run in (one, other)))
+
+
+def test_the_callers_random_numbers_are_left_alone(config, folder):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    train(config(updates=3), folder, progress=False)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("update", [3, 10, 27, 40])
+def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch, schedule, update):
+    settings = config(updates=50, checkpoint_every=7, validate_every=8, schedule=schedule)
+    whole = train(settings, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        crash_at(patch, update, raise_crash)
+        with pytest.raises(Crash):
+            train(settings, tmp_path / "parts", progress=False)
+    parts = train(settings, tmp_path / "parts", resume=True, progress=False)
+    assert_equal_runs(whole, parts)
+    assert len(parts.read_json("versions.json")) == 2
+    keys = {"validation", "updates", "parameters", "flops_per_step"}
+    one, two = (run.read_json("summary.json") for run in (whole, parts))
+    assert {k: one[k] for k in keys} == {k: two[k] for k in keys}
+
+
+def test_rows_and_files(config, folder):
+    run = train(config(updates=65), folder, progress=False)
+    found = [(row["update"], row["split"]) for row in run.metrics()]
+    assert found == [
+        *((update, split) for update in (20, 40) for split in ("training", "validation")),
+        (50, "training"),
+        *((update, split) for update in (60, 65) for split in ("training", "validation")),
+    ]
+    validation = run.metrics()[-1]
+    assert validation.keys() == {
+        *("update", "split", "condition", "seconds", "loss", "recall_cross_entropy", "recall_accuracy")
+    }
+    assert run.metrics()[0].keys() == {"update", "split", "condition", "seconds", "loss", "gradient_norm"}
+    summary = run.read_json("summary.json")
+    model = load_model(run)
+    assert not model.training
+    assert summary["updates"] == 65
+    assert summary["parameters"] == sum(p.numel() for p in model.parameters())
+    assert summary["state_size"] == 8
+    assert summary["flops_per_step"] == 2 * 4 * 4 * (3 + 4)
+    assert summary["validation"]["loss"] == validation["loss"]
+    (version,) = run.read_json("versions.json")
+    assert version["torch"] == torch.__version__
+    assert version["threads"] == 1
+    assert list((folder / "tensorboard").glob("events*"))
+    best = min((row for row in run.metrics() if row["split"] == "validation"), key=lambda row: row["loss"])
+    assert torch.load(run.best_checkpoint, weights_only=True)["global_step"] == best["update"]
+
+
+def test_the_training_loss_is_the_mean_since_the_last_row(config, folder, monkeypatch):
+    seen = []
+    on_end = Measurements.on_train_batch_end
+
+    def record(self, trainer, pl_module, outputs, batch, batch_idx):
+        seen.append((float(outputs["loss"]), float(pl_module.gradient_norm)))
+        on_end(self, trainer, pl_module, outputs, batch, batch_idx)
+
+    monkeypatch.setattr(Measurements, "on_train_batch_end", record)
+    run = train(config(updates=40), folder, progress=False)
+    training = [row for row in run.metrics() if row["split"] == "training"]
+    for row, part in zip(training, (seen[:20], seen[20:]), strict=True):
+        assert row["loss"] == pytest.approx(sum(loss for loss, _ in part) / 20)
+        assert row["gradient_norm"] == pytest.approx(sum(norm for _, norm in part) / 20)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01, 1e6])
+def test_clipping_is_by_the_norm_of_the_whole_gradient(config, folder, monkeypatch, clip):
+    raw, clipped, told = [], [], []
+    clipping = TrainingModule.configure_gradient_clipping
+
+    def norm(module):
+        return float(torch.cat([p.grad.flatten() for p in module.model.parameters()]).norm())
+
+    def record(self, *arguments, **options):
+        raw.append(norm(self))
+        clipping(self, *arguments, **options)
+        clipped.append(norm(self))
+        told.append(float(self.gradient_norm))
+
+    monkeypatch.setattr(TrainingModule, "configure_gradient_clipping", record)
+    train(config(updates=5, clip=clip), folder, progress=False)
+    assert told == pytest.approx(raw)
+    assert len(raw) == 5
+    assert clipped == pytest.approx([clip] * 5 if clip == 0.01 else raw, rel=1e-3)
+
+
+def test_the_cosine_schedule_ends_at_zero(config):
+    module = TrainingModule(config(updates=100, learning_rate=0.5, schedule="cosine"))
+    scheduler = module.configure_optimizers()["lr_scheduler"]["scheduler"]
+    rate = scheduler.lr_lambdas[0]
+    assert [rate(0), rate(50), rate(100), rate(101)] == pytest.approx([1, 0.5, 0, 0])
+
+
+def test_initial_weights_depend_on_the_seed_alone(config):
+    torch.manual_seed(1)
+    one = build_model(config())
+    two = build_model(config())
+    other = build_model(config(seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_resuming_a_finished_run_changes_nothing(config, folder, capsys):
+    train(config(), folder, progress=False)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    train(config(), folder, resume=True)
+    assert "nothing to do" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_kill_before_the_summary(config, folder):
+    run = train(config(), folder, progress=False)
+    summary = run.read_json("summary.json")
+    (folder / "summary.json").unlink()
+    train(config(), folder, resume=True, progress=False)
+    assert run.read_json("summary.json") == summary
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_cleanly_and_the_run_goes_on(config, tmp_path, monkeypatch, number):
+    whole = train(config(), tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 33, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted, match="stopped after update 34; to go on: rims resume "):
+            train(config(), tmp_path / "parts", progress=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 34
+    parts = train(config(), tmp_path / "parts", resume=True, progress=False)
+    assert_equal_runs(whole, parts)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_names_its_update(config, folder, monkeypatch, poison):
+    step = TrainingModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        if self.trainer.global_step != 33:
+            return loss
+        if poison == "loss":
+            return loss * float("nan")
+        weight = self.model.head.weight
+        return loss + (weight - weight.detach()).abs().sum().sqrt()  # 0, with an infinite gradient
+
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    what = "loss" if poison == "loss" else "gradient norm"
+    with pytest.raises(WorkError, match=f"the {what} is nan at update 34"):
+        train(config(), folder, progress=False)
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 30
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_dropout_is_off_in_validation_and_on_in_training(config, folder, monkeypatch):
+    modes = []
+    forward = nn.Dropout.forward
+    monkeypatch.setattr(
+        nn.Dropout, "forward", lambda self, x: (modes.append(self.training), forward(self, x))[1]
+    )
+    train(config(updates=2, validate_every=1), folder, progress=False)
+    assert modes == [True, True, False, False] * 2
+
+
+def test_lightning_gets_the_options(config, folder, monkeypatch):
+    seen = {}
+    init = Trainer.__init__
+
+    def record(self, *arguments, **options):
+        seen.update(options)
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "__init__", record)
+    run = train(config(updates=2, precision="bf16-mixed", clip=0.7), folder, progress=False)
+    assert (seen["precision"], seen["accelerator"], seen["devices"]) == ("bf16-mixed", "cpu", 1)
+    assert (seen["max_steps"], seen["gradient_clip_val"]) == (2, 0.7)
+    assert run.metrics()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"precision": "7"}, "Precision '7' is invalid"),
+        ({"accelerator": "abacus"}, "invalid accelerator name"),
+        ({"batch_size": 3, "devices": 2}, "batch_size is 3; expected a multiple of devices, 2"),
+    ],
+)
+def test_wrong_options_leave_no_folder(config, folder, wrong, message):
+    with pytest.raises(UserError, match=message):
+        train(config(**wrong), folder, progress=False)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["updates", "batch_size", "checkpoint_every", "clip", "threads", "learning_rate"]
+)
+def test_options_out_of_range_are_named(config, name):
+    with pytest.raises(ValueError, match=f"{name} is -1; expected"):
+        config(**{name: -1.0 if name in ("clip", "learning_rate") else -1})
+
+
+def test_a_folder_in_use_and_another_config_are_refused(config, folder):
+    train(config(updates=3), folder, progress=False)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(config(updates=3), folder, progress=False)
+    with pytest.raises(UserError, match="was started with training.seed 0, not 4"):
+        train(config(updates=3, seed=4), folder, resume=True, progress=False)
+    with pytest.raises(UserError, match="it does not exist"):
+        train(config(), folder / "nowhere", resume=True, progress=False)
+
+
+def test_progress_says_where_it_stands_without_a_terminal(config, folder, capsys, monkeypatch):
+    monkeypatch.setattr("rims.train.progress.PLAIN_EVERY", 0.0)
+    train(config(updates=25), folder)
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert line.startswith("update 25/25  loss ")
+    assert "recall_accuracy" in line
+    assert line.endswith(" left")
+
+
+def test_leftovers_of_killed_writes_are_removed(config, folder):
+    train(config(updates=10), folder, progress=False)
+    leftover = folder / "checkpoints" / ".last.ckpt.abc.unfinished"
+    leftover.write_bytes(b"half")
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    run = train(config(updates=10), folder, resume=True, progress=False)
+    assert not leftover.exists()
+    assert [row["update"] for row in run.metrics()] == [10, 10]
+    assert json.loads((folder / "config.json").read_text())["format"] == 1
+    assert Run.open(folder).config == config(updates=10)
