@@ -115,7 +115,9 @@ class Train:
     core: _Core  # type: ignore[valid-type]
     """What learns it."""
     model: ModelOptions = field(default_factory=ModelOptions)
+    """Encoder and head around the core."""
     training: _TrainingOptions = field(default_factory=_TrainingOptions)  # type: ignore[valid-type]
+    """Optimisation, validation and the machine."""
     run: Path | None = None
     """Folder of the run; without, runs/TASK-CORE-SEED-TIME."""
     resume: bool = False

@@ -178,7 +178,7 @@ def test_a_signal_ends_cleanly_and_the_run_goes_on(config, tmp_path, monkeypatch
     whole = train(config(), tmp_path / "whole", progress=False)
     with monkeypatch.context() as patch:
         crash_at(patch, 33, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(Interrupted, match="stopped after update 34; to go on: rims resume "):
+        with pytest.raises(Interrupted, match="stopped after update 34; to go on: rims resume"):
             train(config(), tmp_path / "parts", progress=False)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 34
@@ -251,7 +251,7 @@ def test_wrong_options_leave_no_folder(config, folder, wrong, message):
     "name", ["updates", "batch_size", "checkpoint_every", "clip", "threads", "learning_rate"]
 )
 def test_options_out_of_range_are_named(config, name):
-    with pytest.raises(ValueError, match=f"{name} is -1; expected"):
+    with pytest.raises(ValueError, match=f"{name} is -1[.0]*; expected"):
         config(**{name: -1.0 if name in ("clip", "learning_rate") else -1})
 
 
@@ -259,7 +259,7 @@ def test_a_folder_in_use_and_another_config_are_refused(config, folder):
     train(config(updates=3), folder, progress=False)
     with pytest.raises(UserError, match="holds a run already"):
         train(config(updates=3), folder, progress=False)
-    with pytest.raises(UserError, match="was started with training.seed 0, not 4"):
+    with pytest.raises(UserError, match=r"was started with training\.seed 0, not 4"):
         train(config(updates=3, seed=4), folder, resume=True, progress=False)
     with pytest.raises(UserError, match="it does not exist"):
         train(config(), folder / "nowhere", resume=True, progress=False)
