@@ -53,6 +53,8 @@ class Core(nn.Module):
         """Refuse an input that the contract does not allow."""
         if x.dim() != 3 or x.shape[2] != self.input_size:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [T, B, {self.input_size}]")
+        if not len(x):
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one time step")
         if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
             raise ValueError(
                 f"reset has shape {tuple(reset.shape)}, {reset.dtype}; expected bool {list(x.shape[:2])}"

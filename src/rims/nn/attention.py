@@ -132,8 +132,11 @@ def competition_attention(
     zero and nobody reads anything, so that the first symbol of a sequence is lost. Here the winners of a tie
     share equally.
     """
+    out_of_the_race = torch.finfo(scores.dtype).min  # not -inf: where nobody is left, softmax would give NaN
     if disabled is not None:
-        scores = scores.masked_fill(disabled[:, None], -torch.inf)
+        scores = scores.masked_fill(disabled[:, None], out_of_the_race)
+    if present is not None:
+        scores = scores.masked_fill(~present, out_of_the_race)
     attention = scores.softmax(dim=2)
     if present is not None:
         attention = attention.masked_fill(~present, 0.0)

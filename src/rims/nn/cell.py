@@ -255,11 +255,12 @@ class RIMCell(nn.Module):
         self.check_input(x, 1, mask)
         if state is None:
             h = c = x.new_zeros(x.shape[0], self.hidden_size, dtype=self.dynamics.weight_hh.dtype)
-        elif self.cell == "lstm":
-            h, c = state
+        elif isinstance(state, Tensor) == (self.cell == "lstm"):
+            given = "a tensor" if isinstance(state, Tensor) else type(state).__name__
+            wanted = "a pair (h, c)" if self.cell == "lstm" else "the tensor h"
+            raise ValueError(f"state is {given}; expected {wanted} for cell={self.cell!r}")
         else:
-            assert isinstance(state, Tensor)
-            h = c = state
+            h, c = (state, state) if isinstance(state, Tensor) else state
         for name, part in (("h", h), ("c", c)):
             if part.shape != (x.shape[0], self.hidden_size):
                 raise ValueError(

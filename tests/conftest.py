@@ -1,0 +1,49 @@
+"""Options and fixtures of all tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        help="folder with recorded arrays of other implementations (default: tests/golden)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument ``golden_official`` runs once for each recording of the released RIM code."""
+    if "golden_official" in metafunc.fixturenames:
+        folder: Path = metafunc.config.getoption("--golden-dir")
+        files = sorted(folder.glob("official_*.npz"))
+        if not files:
+            raise pytest.UsageError(f"--golden-dir {folder} holds no official_*.npz")
+        metafunc.parametrize("golden_official", files, ids=[f.stem for f in files])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time() -> None:
+    """One seed, one thread: a test gives the same numbers alone, in a suite and on several workers."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """The package alone, as its users have it; the tests' own run-time checks would refuse first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

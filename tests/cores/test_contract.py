@@ -1,0 +1,180 @@
+"""The Core contract, for every registered core.
+
+A new core joins by being registered, and by a small size here.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rims.cores import CORES, Core, CoreConfig
+from rims.cores.base import map_state, reset_state, tensors
+
+INPUT = 5
+SMALL: dict[str, list[CoreConfig]] = {
+    "rim": [
+        CORES["rim"](hidden_size=24, num_active=3, comm_key_size=4, input_key_size=8, **options)
+        for options in (
+            {},
+            {"cell": "gru"},
+            {"variant": "official"},
+            {"selection": "competition", "input_heads": 2},
+        )
+    ],
+    "lstm": [CORES["lstm"](hidden_size=7)],
+    "gru": [CORES["gru"](hidden_size=7)],
+}
+CONFIGS = [config for name in CORES for config in SMALL[name]]
+
+
+@pytest.fixture(params=CONFIGS, ids=[f"{c.name}-{i}" for i, c in enumerate(CONFIGS)])
+def config(request: pytest.FixtureRequest) -> CoreConfig:
+    return request.param
+
+
+@pytest.fixture
+def core(config: CoreConfig) -> Core:
+    return config.build(INPUT).double()
+
+
+def inputs(steps: int = 9, batch: int = 4) -> torch.Tensor:
+    return torch.randn(steps, batch, INPUT, dtype=torch.float64)
+
+
+def assert_same(state, other) -> None:
+    assert type(state) is type(other)
+    for a, b in zip(tensors(state), tensors(other)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_shapes_and_a_state_of_tensors_with_the_batch_first(core: Core) -> None:
+    output, state = core(inputs())
+    assert output.shape == (9, 4, core.output_size)
+    for before, after in zip(tensors(core.initial_state(4)), tensors(state)):
+        assert isinstance(after, torch.Tensor)
+        assert before.shape == after.shape
+        assert before.dtype == after.dtype == torch.float64
+        assert after.shape[0] == 4
+
+
+def test_no_state_is_the_initial_state(core: Core) -> None:
+    x = inputs()
+    torch.testing.assert_close(core(x)[0], core(x, core.initial_state(4))[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_steps_and_chunks_equal_the_sequence(core: Core, chunk: int) -> None:
+    x, reset = inputs(), torch.rand(9, 4) < 0.3
+    whole, last = core(x, reset=reset)
+    state, parts = core.initial_state(4), []
+    for start in range(0, 9, chunk):
+        output, state = core(x[start : start + chunk], state, reset[start : start + chunk])
+        parts.append(output)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-9, atol=1e-9)
+    assert_same(state, last)
+
+
+def test_a_reset_equals_a_fresh_start_of_that_row_alone(core: Core) -> None:
+    x = inputs()
+    reset = torch.zeros(9, 4, dtype=torch.bool)
+    reset[3, 1] = reset[0, 2] = True
+    plain, _ = core(x)
+    output, _ = core(x, reset=reset)
+    torch.testing.assert_close(output[:, [0, 2, 3]], plain[:, [0, 2, 3]], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output[:3, 1], plain[:3, 1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output[3:, 1:2], core(x[3:, 1:2])[0], rtol=1e-9, atol=1e-9)
+
+
+def test_a_reset_clears_nan_and_cuts_the_gradient(core: Core) -> None:
+    x = inputs()
+    broken = map_state(lambda t: torch.full_like(t, torch.nan).requires_grad_(), core.initial_state(4))
+    reset = torch.zeros(9, 4, dtype=torch.bool)
+    reset[0] = True
+    output, _ = core(x, broken, reset)
+    torch.testing.assert_close(output, core(x)[0], rtol=1e-9, atol=1e-9)
+    output.sum().backward()
+    for part in tensors(broken):
+        assert part.grad is None or not part.grad.any()
+
+
+def test_rows_are_independent_also_of_nan(core: Core) -> None:
+    x = inputs()
+    clean, _ = core(x)
+    torch.testing.assert_close(core(x[:, 2:3])[0], clean[:, 2:3], rtol=1e-9, atol=1e-9)
+    x[4, 1] = torch.nan
+    output, _ = core(x)
+    torch.testing.assert_close(output[:, [0, 2, 3]], clean[:, [0, 2, 3]], rtol=0, atol=0)
+    assert output[4:, 1].isnan().any(-1).all()
+
+
+def test_every_parameter_is_live_and_counted(core: Core) -> None:
+    output, state = core(inputs(12, 16))
+    (output.square().sum() + sum(t.sum() for t in tensors(state))).backward()
+    live = 0
+    for name, p in core.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.any(), name
+        live += p.numel()
+    assert core.num_parameters == live
+
+
+def test_state_size_is_what_a_row_carries(core: Core) -> None:
+    _, state = core(inputs(2, 1))
+    assert core.state_size == sum(t.numel() for t in tensors(state))
+
+
+def test_flops_are_counted_without_side_effects(core: Core) -> None:
+    before = torch.get_rng_state()
+    flops = core.flops_per_step
+    assert torch.equal(before, torch.get_rng_state())
+    # Each parameter of a matrix product costs two operations a step at least once; biases cost none.
+    matrices = sum(p.numel() for p in core.parameters() if p.dim() > 1)
+    assert flops >= matrices  # at least half of the weights take part; bias-like rows count in `matrices`
+    assert flops == core.flops_per_step
+
+
+def test_state_dict_round_trip(config: CoreConfig, core: Core) -> None:
+    other = config.build(INPUT).double()
+    other.load_state_dict(core.state_dict())
+    x = inputs()
+    assert torch.equal(core(x)[0], other(x)[0])
+
+
+def test_to_moves_everything(config: CoreConfig) -> None:
+    core = config.build(INPUT)
+    output, state = core(inputs().float())
+    assert output.dtype == torch.float32
+    core.to(torch.float64)
+    output, state = core(inputs())
+    assert {t.dtype for t in (output, *tensors(state))} == {torch.float64}
+    core.to("meta")
+    assert all(t.device.type == "meta" for t in (*core.parameters(), *core.buffers()))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_cpu(core: Core) -> None:
+    x, reset = inputs(), torch.rand(9, 4) < 0.3
+    expected, _ = core(x, reset=reset)
+    core.cuda()
+    assert core.initial_state(2) is not None
+    torch.testing.assert_close(core(x.cuda(), reset=reset.cuda())[0].cpu(), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_wrong_inputs(core: Core) -> None:
+    with pytest.raises(ValueError, match=r"x has shape \(9, 4, 6\); expected \[T, B, 5\]"):
+        core(torch.zeros(9, 4, 6, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"x has shape \(0, 4, 5\); expected at least one time step"):
+        core(inputs()[:0])
+    with pytest.raises(ValueError, match=r"reset has shape \(4, 9\), torch.bool; expected bool \[9, 4\]"):
+        core(inputs(), reset=torch.zeros(4, 9, dtype=torch.bool))
+
+
+def test_reset_state_keeps_the_kind_of_state(core: Core) -> None:
+    _, state = core(inputs())
+    mixed = reset_state(state, core.initial_state(4), torch.tensor([True, False, False, True]))
+    for part, old, fresh in zip(tensors(mixed), tensors(state), tensors(core.initial_state(4))):
+        assert torch.equal(part[[1, 2]], old[[1, 2]])
+        assert torch.equal(part[[0, 3]], fresh[[0, 3]])
+    assert type(mixed) is type(state)
