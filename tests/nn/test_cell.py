@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import brute_force
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import rim_options
 
 from rims import RIMCell
 from rims.nn.selection import select_active
+
+from . import brute_force
+from .strategies import rim_options
 
 
 def random_input(cell: RIMCell, batch: int, slots: int) -> torch.Tensor:
