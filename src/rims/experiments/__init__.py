@@ -1,0 +1,1 @@
+"""Named experiments: configurations, run and reported by one command."""
