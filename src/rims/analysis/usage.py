@@ -74,7 +74,7 @@ def switching_rate(trace: Trace) -> Float[Tensor, " K"]:
 def coactivation(trace: Trace) -> Float[Tensor, "K K"]:
     """The fraction of all steps of all rows at which RIMs i and j are both active.
 
-    The diagonal is :func:`usage`. Two RIMs chosen independently of each other would have the product of their usages.
+    The diagonal is :func:`usage`. RIMs chosen independently would have the product of their usages.
     """
     flat = _active(trace).flatten(0, 1).double()
     return flat.T @ flat / len(flat)
