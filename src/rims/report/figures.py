@@ -1,10 +1,11 @@
 """The plots, each small enough to be read on a phone.
 
-Only matplotlib's object interface is used, within a style context: a program that plots on its own sees no change.
+Only matplotlib's object interface is used, within a style context: nothing global is changed for other plots.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib
+import matplotlib.lines
+import matplotlib.ticker
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -20,10 +24,10 @@ from matplotlib.figure import Figure
 from rims.report import words
 from rims.report.activity import Activity
 from rims.report.results import Group, Section
-from rims.report.statistics import Estimate
+from rims.report.statistics import Estimate, estimate
 
 INK, MUTED, FAINT = "#1c1e21", "#6b7178", "#d9dce0"
-WIDTH = 4.7
+WIDTH = 4.4
 """Inches. A column of the page on a desk, a phone's width when scaled by four fifths."""
 
 STYLE: Any = {
@@ -80,14 +84,12 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @styled
 def by_condition(section: Section, metric: str) -> Figure:
-    """A test metric against the condition: mean, 95 % interval, seeds; chance and the training condition marked."""
-    figure, axes = _axes(section, metric)
-    conditions = sorted({c for group in section.groups for c in group.measured(metric)})
+    """A test metric against the condition: mean, 95 % interval, seeds; chance and training are marked."""
+    figure, axes = _axes([group for group in section.groups if group.measured(metric)], metric, markers=True)
+    conditions = sorted({c for group in section.groups for c in group.measured(metric)} | {*section.trained})
     for group in section.groups:
         measured = group.measured(metric)
-        _curve(
-            axes, group, list(measured), list(measured.values()), marker=group.marker, markeredgecolor="white"
-        )
+        _curve(axes, group, list(measured), list(measured.values()), marker=group.marker)
         if group.seeds > 1:
             for result in group.results:
                 seed = {
@@ -96,22 +98,14 @@ def by_condition(section: Section, metric: str) -> Figure:
                 axes.plot(list(seed), list(seed.values()), color=group.colour, linewidth=0.7, alpha=0.45)
     if len(conditions) > 1 and conditions[0] > 0 and conditions[-1] / conditions[0] >= 4:
         axes.set_xscale("log", base=2)
-    axes.set_xticks(conditions, labels=[str(c) for c in conditions])
+    axes.set_xticks(
+        conditions, labels=[f"{c}\ntrained" * (c in section.trained) or str(c) for c in conditions]
+    )
     axes.minorticks_off()
     axes.margins(x=0.06)
     _value_axis(axes, section, metric)
-    # Twice the space on a log axis is not twice the distance: the text hangs from its line by points instead.
     for trained in section.trained:
         axes.axvline(trained, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-        axes.annotate(
-            f"trained at {trained}",
-            (trained, 0),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 4),
-            textcoords="offset points",
-            color=MUTED,
-            fontsize=8.5,
-        )
     axes.set_xlabel(section.task.condition_name)
     return figure
 
@@ -119,25 +113,45 @@ def by_condition(section: Section, metric: str) -> Figure:
 @styled
 def learning(section: Section, metric: str) -> Figure:
     """A measurement against updates: validation solid with its interval and seeds, training dotted."""
-    figure, axes = _axes(section, metric)
-    for group in section.groups:
-        updates, values = group.curve("training", metric)
-        axes.plot(
-            updates,
-            [value.mean for value in values],
-            color=group.colour,
-            linewidth=1.0,
-            linestyle=(0, (1, 1.2)),
-            alpha=0.8,
-        )
-        _curve(axes, group, *group.curve("validation", metric))
+    splits = ("training", "validation")
+    groups = [group for group in section.groups if any(group.curve(split, metric)[0] for split in splits)]
+    figure, axes = _axes(groups, metric, markers=False)
+    # Losses spread over decades, and an interval around their mean could reach below zero: take logarithms.
+    positive = all(
+        value > 0
+        for group in groups
+        for split in splits
+        for at in group.curve(split, metric)[1]
+        for value in at
+    )
+    into, back = (math.log, math.exp) if positive and "accuracy" not in metric else (float, float)
+    for group in groups:
+        for split in splits:
+            updates, values = group.curve(split, metric)
+            estimates = [estimate([into(value) for value in at]) for at in values]
+            if split == "training":
+                means = [back(value.mean) for value in estimates]
+                axes.plot(
+                    updates, means, color=group.colour, linewidth=1.0, linestyle=(0, (1, 1.2)), alpha=0.8
+                )
+            else:
+                _curve(axes, group, updates, estimates, back)
         if group.seeds > 1:
             for result in group.results:
                 axes.plot(*result.curve("validation", metric), color=group.colour, linewidth=0.7, alpha=0.45)
-    _value_axis(axes, section, metric)
+    if into is math.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        # With few seeds a band may span more decades than the values themselves; these decide the range.
+        drawn = _drawn(axes)
+        axes.set_ylim(min(drawn) / 1.5, max(drawn) * 1.5)
+    else:
+        _value_axis(axes, section, metric)
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(lambda x, _: words.brief(round(x)) if x else "0")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    thousands = axes.get_xlim()[1] >= 5000
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if thousands and x else f"{x:g}")
     axes.set_xlabel("updates")
     return figure
 
@@ -154,10 +168,10 @@ def raster(activity: Activity) -> Figure:
 
 @styled
 def mean_activity(activity: Activity) -> Figure:
-    """Many sequences: a row a RIM, darker the more often it is active at that step; the phases below."""
+    """Many sequences: a row a RIM, white where it is never active and black where always; phases below."""
     figure, axes = _rims_axes(activity)
     steps = len(activity.mean)
-    image = axes.imshow(
+    axes.imshow(
         activity.mean.T.numpy(),
         cmap="Greys",
         vmin=0,
@@ -168,8 +182,6 @@ def mean_activity(activity: Activity) -> Figure:
     )
     for rim in range(1, activity.num_rims):
         axes.axhline(rim - 0.5, color="white", linewidth=2.5)
-    bar = figure.colorbar(image, ax=axes, fraction=0.035, pad=0.02, ticks=[0, 0.5, 1], format="{x:.0%}")
-    bar.outline.set_visible(False)
     _phases(axes, activity)
     return figure
 
@@ -183,15 +195,15 @@ def svg_file(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an inline element: no header, no fixed size, no ids that could meet those of others."""
+def svg(figure: Figure, title: str) -> str:
+    """The figure as an inline element called ``title``: no fixed size, no ids that could meet others."""
     text = svg_file(figure).decode()
     text = text[text.index("<svg") :]
     head, rest = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
     rest = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", rest)
-    return f'<svg {box[0]} role="img">{rest}'
+    return f'<svg {box[0]} role="img" aria-label="{html.escape(title)}">{rest}'
 
 
 def png(figure: Figure) -> bytes:
@@ -203,58 +215,70 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _axes(section: Section, metric: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 3.1))
+def _axes(groups: list[Group], metric: str, markers: bool) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 3.0))
     axes = figure.add_subplot()
     unit = words.unit(metric)
     axes.set_title(words.title(metric) + (f", {unit}" if unit else ""))
     handles = [
-        matplotlib.lines.Line2D([], [], color=group.colour, marker=group.marker, markeredgecolor="white")
-        for group in section.groups
+        matplotlib.lines.Line2D(
+            [], [], color=group.colour, marker=group.marker if markers else "", markeredgecolor="white"
+        )
+        for group in groups
     ]
-    labels = [group.label for group in section.groups]
-    columns = max(1, min(len(labels), int(52 / (max(map(len, labels)) + 7))))
+    labels = [group.label for group in groups]
+    columns = max(1, min(len(labels), int(48 / (max(map(len, labels)) + 7))))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns)
     return figure, axes
 
 
-def _curve(axes: Axes, group: Group, x: list[int], values: list[Estimate], **style: Any) -> None:
-    """A mean, and a band where there is an interval."""
-    means = [value.mean for value in values]
-    axes.plot(x, means, color=group.colour, **style)
+def _curve(
+    axes: Axes,
+    group: Group,
+    x: list[int],
+    values: list[Estimate],
+    back: Callable[[float], float] = float,
+    **style: Any,
+) -> None:
+    """A mean, and a band where there is an interval; ``back`` undoes what was done to the values."""
+    axes.plot(x, [back(value.mean) for value in values], color=group.colour, markeredgecolor="white", **style)
     if group.seeds > 1:
-        half = [value.half_width or 0.0 for value in values]
-        low = [mean - h for mean, h in zip(means, half)]
-        high = [mean + h for mean, h in zip(means, half)]
+        low = [back(value.mean - (value.half_width or 0.0)) for value in values]
+        high = [back(value.mean + (value.half_width or 0.0)) for value in values]
         axes.fill_between(x, low, high, color=group.colour, alpha=0.15, linewidth=0)
 
 
 def _value_axis(axes: Axes, section: Section, metric: str) -> None:
-    """Per cent from 0 to 100 for accuracies, logarithmic for losses; the chance line."""
+    """Per cent from 0 to 100 for accuracies, from 0 for everything else; the chance line."""
     if "accuracy" in metric:
         axes.set_ylim(0, 1.04)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100"])
     else:
-        drawn = [float(y) for line in axes.lines for y in line.get_ydata() if math.isfinite(y)]
-        if drawn and min(drawn) > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-            # An interval may reach below zero, which a logarithm cannot show; the data decide the range.
-            axes.set_ylim(min(drawn) / 1.5, max([*drawn, section.chance.get(metric, 0.0)]) * 1.5)
+        drawn = _drawn(axes)
+        if drawn and min(drawn) >= 0:
+            # An interval may reach below zero, where no value can be; the values decide the range.
+            axes.set_ylim(0, 1.2 * max([*drawn, section.chance.get(metric, 0.0)], default=1.0) or 1.0)
     if metric in section.chance:
-        level = section.chance[metric]
+        level, below = section.chance[metric], "accuracy" in metric
         axes.axhline(level, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
         axes.annotate(
             f"chance {words.with_unit(metric, level)}",
             (1, level),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            # Models at chance hug the line; below an accuracy's and above a loss's there is room.
+            xytext=(0, -3 if below else 3),
             textcoords="offset points",
             horizontalalignment="right",
+            verticalalignment="top" if below else "bottom",
             color=MUTED,
             fontsize=8.5,
         )
+
+
+def _drawn(axes: Axes) -> list[float]:
+    """The finite heights of all lines."""
+    data = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
+    return [y for line in data for y in line.tolist() if math.isfinite(y)]
 
 
 def _rims_axes(activity: Activity) -> tuple[Figure, Axes]:

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def write_report(runs: Iterable[Path], output: Path | None = None) -> Path:
-    """Write the page about the runs and return where it is: ``output``, or ``report.html`` in the run's folder, or for
-    several runs in the folder that holds them all.
+    """Write the page about the runs and return where it is.
 
-    The page needs nothing beside itself: no script, no font, no image from elsewhere. Runs that differ in nothing but
-    ``training.seed`` share a row. What a run folder lacks is said on the page with the command that makes it. For a
-    single run the plots are saved in its ``plots`` folder as well, as SVG and PNG.
+    That is ``output``; by default ``report.html`` in the run's folder, or for several runs in the folder that
+    holds them all. The page needs nothing beside itself: no script, no font, no image from elsewhere. Runs
+    that differ in nothing but ``training.seed`` share a row. What a run folder lacks is said on the page, with
+    the command that makes it. A single run's plots are saved in its ``plots`` folder too, as SVG and PNG.
 
     Raises UserError when a run folder is missing or damaged, or the page cannot be written.
     """
@@ -63,12 +63,12 @@ class Plots:
     def __init__(self) -> None:
         self._figures: dict[str, Figure] = {}
 
-    def add(self, name: str, figure: Figure) -> str:
-        """The figure as inline SVG."""
+    def add(self, name: str, title: str, figure: Figure, note: str = "") -> dict[str, str]:
+        """The figure as the template shows it."""
         from rims.report import figures
 
         self._figures[name] = figure
-        return figures.svg(figure)
+        return {"title": title, "note": note, "svg": figures.svg(figure, title)}
 
     def save(self, folder: Path) -> None:
         """Write every figure as SVG and PNG."""
@@ -150,13 +150,11 @@ def _result_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
     from rims.report import figures
 
     return [
-        {
-            "title": f"{words.title(metric).capitalize()} by {section.task.condition_name}",
-            "svg": plots.add(
-                _file_name(section, f"{metric}_by_{section.task.condition_name}"),
-                figures.by_condition(section, metric),
-            ),
-        }
+        plots.add(
+            _file_name(f"{section.task.name}_{metric}_by_{section.task.condition_name}"),
+            f"{words.title(metric).capitalize()} by {section.task.condition_name}",
+            figures.by_condition(section, metric),
+        )
         for metric in section.metrics
         if any(group.measured(metric) for group in section.groups)
     ]
@@ -166,10 +164,11 @@ def _curve_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
     from rims.report import figures
 
     return [
-        {
-            "title": f"{words.title(name).capitalize()} while learning",
-            "svg": plots.add(_file_name(section, f"{name}_while_learning"), figures.learning(section, name)),
-        }
+        plots.add(
+            _file_name(f"{section.task.name}_{name}_while_learning"),
+            f"{words.title(name).capitalize()} while learning",
+            figures.learning(section, name),
+        )
         for name in ("loss", section.metrics[0])
         if any(
             result.curve(split, name)[0] for result in section.results for split in ("training", "validation")
@@ -183,7 +182,13 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
 
     if not activity.can_be_traced(result):
         return None
-    shown: dict[str, Any] = {"name": result.name, "seed": result.seed, "missing": "", "seen": []}
+    shown: dict[str, Any] = {
+        "name": result.name,
+        "seed": result.seed,
+        "missing": "",
+        "plots": [],
+        "tables": [],
+    }
     if not result.run.last_checkpoint.exists():
         shown["missing"] = f"No checkpoint yet, so nothing to trace: rims train --resume {result.argument}"
         return shown
@@ -194,25 +199,22 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
         return shown
     where = result.config.task.condition_name
     for seen in observed:
-        name = f"{result.name}_{where}_{seen.condition}"
-        shown["seen"].append(
+        at = f"{where} {seen.condition}"
+        note = "· trained here" if seen.condition == result.config.task.training_condition else ""
+        name = _file_name(f"{result.name}_{where}_{seen.condition}")
+        one = plots.add(f"raster_{name}", f"One sequence, {at}", figures.raster(seen), note)
+        many = f"Mean of {activity.SEQUENCES} sequences, {at}"
+        mean = plots.add(f"mean_activity_{name}", many, figures.mean_activity(seen), note)
+        rims = [
             {
-                "where": f"{where} {seen.condition}",
-                "trained": seen.condition == result.config.task.training_condition,
-                "raster": plots.add(_clean(f"raster_{name}"), figures.raster(seen)),
-                "mean": plots.add(_clean(f"mean_activity_{name}"), figures.mean_activity(seen)),
-                "phases": list(seen.phases),
-                "rims": [
-                    {
-                        "phases": [float(values[rim]) for values in seen.by_phase.values()],
-                        "usage": float(seen.usage[rim]),
-                        "switching": float(seen.switching[rim]),
-                    }
-                    for rim in range(seen.num_rims)
-                ],
+                "phases": [float(values[rim]) for values in seen.by_phase.values()],
+                "usage": float(seen.usage[rim]),
+                "switching": float(seen.switching[rim]),
             }
-        )
-    shown["sequences"] = activity.SEQUENCES
+            for rim in range(seen.num_rims)
+        ]
+        shown["plots"].append((one, mean))
+        shown["tables"].append({"at": at, "phases": list(seen.phases), "rims": rims})
     return shown
 
 
@@ -234,10 +236,6 @@ def _flat(entry: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _file_name(section: Section, name: str) -> str:
-    return _clean(f"{section.task.name}_{name}")
-
-
-def _clean(name: str) -> str:
+def _file_name(name: str) -> str:
     """Letters, digits, dots, dashes and underscores alone."""
     return re.sub(r"[^\w.-]+", "-", name)

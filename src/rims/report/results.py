@@ -130,8 +130,11 @@ class Group:
 
     results: list[Result]
     label: str = ""
+    """What it is called beside the others: its core, and what tells it from others of that core."""
     colour: str = ""
     marker: str = "o"
+    named: list[str] = field(default_factory=list)
+    """Options, by dotted name, that the label mentions."""
 
     @property
     def first(self) -> Result:
@@ -189,11 +192,11 @@ class Group:
     def commits(self) -> list[str]:
         return sorted({result.commit for result in self.results if result.commit})
 
-    def curve(self, split: str, name: str) -> tuple[list[int], list[Estimate]]:
-        """The mean over seeds of a measurement, at the updates at which every seed has it."""
+    def curve(self, split: str, name: str) -> tuple[list[int], list[list[float]]]:
+        """The updates at which every seed has a measurement, and the seeds' values at each."""
         curves = [dict(zip(*result.curve(split, name))) for result in self.results]
         shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-        return shared, [estimate([curve[update] for curve in curves]) for update in shared]
+        return shared, [[curve[update] for curve in curves] for update in shared]
 
 
 @dataclass
@@ -277,8 +280,8 @@ def differing(groups: Sequence[Group]) -> list[str]:
 def key_settings(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     """What a reader must know to tell this row from others.
 
-    How many RIMs there are and how many are active, options of the core that are not its defaults, and whatever
-    else differs between the rows of one table.
+    How many RIMs there are and how many are active, options of the core that are not its defaults, and
+    whatever else differs between the rows of one table. What the row's label says is left out.
     """
     core = group.first.config.core
     chosen: dict[str, Any] = {}
@@ -289,11 +292,11 @@ def key_settings(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
         else:
             default = option.default
         if option.name != "hidden_size" and (option.name in ("num_rims", "num_active") or value != default):
-            chosen[option.name] = value
+            chosen[f"core.{option.name}"] = value
     for name in differing(groups):
         if not name.startswith("core.") and name in group.options:
-            chosen[short(name)] = group.options[name]
-    return chosen
+            chosen[name] = group.options[name]
+    return {short(name): value for name, value in chosen.items() if name not in group.named}
 
 
 def _hash(commit: Any) -> str | None:
@@ -325,16 +328,17 @@ def _section(groups: list[Group]) -> Section:
 
 
 def _label(groups: list[Group]) -> None:
-    """Name each group by its core, what tells it from others of that core, and its folder as a last resort."""
+    """Name each group by its core, what tells it from others of that core, and at last by its folder."""
     for core in {group.core for group in groups}:
         alike = [group for group in groups if group.core == core]
         names = differing(alike)
         for group in alike:
-            details = [f"{short(name)} {group.options[name]}" for name in names if name in group.options]
-            group.label = ", ".join([display_name(core), *details])
+            group.named = [name for name in names if name in group.options]
+            details = [f"{short(name)}={group.options[name]}" for name in group.named]
+            group.label = " ".join([display_name(core), *details])
         for group in alike:
             if sum(other.options == group.options for other in alike) > 1:
-                group.label += f", {group.first.name}"
+                group.label += f" {group.first.name}"
 
 
 def _colour(groups: list[Group]) -> None:

@@ -30,9 +30,11 @@ def print_table(runs: Iterable[Path]) -> None:
 
     def text(string: str, style: str = "") -> Text:
         """Text, not markup: a folder may be called [bold]."""
-        return Text(string.replace("±", "+-").replace("–", "-") if ascii_only else string, style)
+        if ascii_only:
+            string = string.replace("±", "+-").replace("–", "-").replace("\N{NO-BREAK SPACE}", " ")
+        return Text(string, style)
 
-    def table(name: str, columns: list[str], rows: list[list[str]]) -> None:
+    def table(name: str, columns: list[str], rows: list[list[str]]) -> Table:
         grid = Table(
             title=text(name, "bold"),
             title_justify="left",
@@ -44,13 +46,19 @@ def print_table(runs: Iterable[Path]) -> None:
             grid.add_column(text(column), justify="right" if index else "left", overflow="fold")
         for row in rows:
             grid.add_row(*(text(cell, "dim" if row[0] == "chance" else "") for cell in row))
+        return grid
+
+    def show(name: str, columns: list[str], rows: list[list[str]]) -> None:
+        grid = table(name, columns, rows)
+        if console.measure(grid, options=console.options.update(max_width=10_000)).maximum > console.width:
+            grid = table(name, columns, [[cell.replace(" ±", "\n±") for cell in row] for row in rows])
         console.print(grid)
         console.print()
 
     for section in sections:
         for metric in section.metrics:
-            table(*_metric_table(section, metric))
-        table(*_cost_table(section))
+            show(*_metric_table(section, metric))
+        show(*_cost_table(section))
         for line in words.notes(section):
             console.print(text(line, "dim"), soft_wrap=not console.is_terminal)
 
@@ -58,7 +66,7 @@ def print_table(runs: Iterable[Path]) -> None:
 def _metric_table(section: Section, metric: str) -> tuple[str, list[str], list[list[str]]]:
     unit = words.unit(metric)
     where = section.task.condition_name
-    name = f"{section.task.name}: {words.title(metric)}" + (f", {unit}" if unit else "")
+    name = f"{section.task.name}: {words.title(metric)}{', ' * bool(unit)}{unit}, by {where}"
     rows = []
     for group in section.groups:
         row = [group.label, str(group.seeds)]
@@ -71,7 +79,7 @@ def _metric_table(section: Section, metric: str) -> tuple[str, list[str], list[l
         rows.append(row)
     if metric in section.chance:
         rows.append(["chance", "", *[words.value(metric, section.chance[metric])] * len(section.conditions)])
-    return name, ["core", "seeds", *(f"{where} {condition}" for condition in section.conditions)], rows
+    return name, ["core", "seeds", *map(str, section.conditions)], rows
 
 
 def _cost_table(section: Section) -> tuple[str, list[str], list[list[str]]]:

@@ -13,7 +13,7 @@ MISSING = "–"
 
 def title(metric: str) -> str:
     """A metric's name in words: ``recall_accuracy`` is ``recall accuracy``."""
-    return metric.replace("_", " ")
+    return metric.replace("_", " ").replace("cross entropy", "cross-entropy")
 
 
 def unit(metric: str) -> str:
@@ -31,12 +31,12 @@ def value(metric: str, number: float) -> str:
 
 
 def with_unit(metric: str, number: float) -> str:
-    return f"{value(metric, number)} {unit(metric)}".strip()
+    return f"{value(metric, number)}\N{NO-BREAK SPACE}{unit(metric)}".strip()
 
 
 def spread(metric: str, estimate: Estimate) -> str:
     """The half-width of the interval, with its sign; empty for a single seed, which has none."""
-    return "" if estimate.half_width is None else f"± {value(metric, estimate.half_width)}"
+    return "" if estimate.half_width is None else f"±\N{NO-BREAK SPACE}{value(metric, estimate.half_width)}"
 
 
 def whole(number: int | None) -> str:
@@ -77,7 +77,7 @@ def commit(group: Group) -> str:
 
 
 def settings(chosen: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {setting}" for name, setting in chosen.items())
+    return ", ".join(f"{name}={setting}" for name, setting in chosen.items())
 
 
 def seeds(count: int) -> str:
@@ -124,7 +124,7 @@ def notes(section: Section) -> list[str]:
         planned, made = result.config.training.updates, result.updates
         if result.summary is None:
             lines.append(
-                f"{result.name} has not finished: {whole(made)} of {whole(planned)} updates so far and no summary; "
+                f"{result.name} has not finished ({whole(made)} of {whole(planned)} updates, no summary): "
                 "its numbers are provisional."
             )
         untested = [c for c in result.config.task.test_conditions if c not in result.evaluation]
@@ -135,10 +135,9 @@ def notes(section: Section) -> list[str]:
             lines.append(f"{result.name} is not evaluated at {section.task.condition_name} {where}.")
         if not result.metrics:
             lines.append(f"{result.name} has no measurements yet: its learning curves are missing.")
-    if all(group.seeds == 1 for group in section.groups):
-        lines.append("One seed each: differences may be luck, and no interval can be given.")
-    else:
-        for group in section.groups:
-            if group.seeds == 1:
-                lines.append(f"{group.label} has a single seed: no interval can be given.")
+    single = [group.label for group in section.groups if group.seeds == 1]
+    if single:
+        who = f"{listed(single)}: " if len(single) < len(section.groups) else ""
+        lines.append(f"{who}one seed, so no interval can be given.")
+        lines[-1] = lines[-1][0].upper() + lines[-1][1:]
     return lines
