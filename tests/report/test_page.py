@@ -136,7 +136,7 @@ def test_a_checkpoint_that_cannot_be_loaded_leaves_the_rest(
 
 
 def test_usage_is_that_of_the_trace(make: Make, traced: type[CoreConfig], loads: None) -> None:
-    """Ten steps at delay 4: RIM 0 is active at all, RIM 1 at odd ones, RIM 2 where t + 2 is divisible by 3."""
+    """Ten steps at delay 4: RIM 0 is always active, RIM 1 at odd ones, RIM 2 where 3 divides t + 2."""
     at_4, at_8 = Page(write_report([make("a", traced())])).tables[1:]
     assert at_4[0] == ["% of steps", "symbols", "delay", "recall", "all", "switches"]
     assert at_4[1] == ["RIM 0", "100.0", "100.0", "100.0", "100.0", "0.0"]

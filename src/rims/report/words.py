@@ -81,7 +81,7 @@ def settings(chosen: dict[str, Any]) -> str:
 
 
 def seeds(count: int) -> str:
-    return f"{count} seed" if count == 1 else f"{count} seeds"
+    return f"{count}\N{NO-BREAK SPACE}seed" + "s" * (count != 1)
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -114,7 +114,8 @@ def headline(section: Section) -> str:
 
 def _clause(metric: str, group: Group, estimate: Estimate) -> str:
     interval = f"{spread(metric, estimate)} over " if estimate.half_width is not None else ""
-    return f"{with_unit(metric, estimate.mean)} for {group.label} ({interval}{seeds(estimate.count)})"
+    state = ", unfinished" if any(result.summary is None for result in group.results) else ""
+    return f"{with_unit(metric, estimate.mean)} for {group.label} ({interval}{seeds(estimate.count)}{state})"
 
 
 def notes(section: Section) -> list[str]:
