@@ -69,13 +69,13 @@ def task() -> Copying:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints load as freshly made models."""
-    module = ModuleType("rims.train.fit")
+    module = ModuleType("rims.train.checkpoint")
 
     def load_model(run: Run, checkpoint: str = "last") -> SequenceModel:
         return SequenceModel(run.config.task, run.config.core, run.config.model.input_size)
 
     module.load_model = load_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rims.train.fit", module)
+    monkeypatch.setitem(sys.modules, "rims.train.checkpoint", module)
 
 
 @pytest.fixture

@@ -123,13 +123,22 @@ def test_what_is_missing_is_said(make: Make, traced: type[CoreConfig]) -> None:
     assert "One seed, so no interval" in words
 
 
+def test_an_old_evaluation_is_told_from_a_new_one(make: Make) -> None:
+    path = make("a")
+    text = (path / "evaluation.json").read_text()
+    tested = '"checkpoint": "best", "update": 750, "sequences"'
+    (path / "evaluation.json").write_text(text.replace('"sequences"', tested))
+    words = Page(write_report([path])).words
+    assert "a was tested with its best checkpoint, of update 750; it has made 1,000." in words
+
+
 def test_a_checkpoint_that_cannot_be_loaded_leaves_the_rest(
     make: Make, traced: type[CoreConfig], loads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise UserError("last.ckpt is damaged")
 
-    monkeypatch.setattr(sys.modules["rims.train.fit"], "load_model", refuse)
+    monkeypatch.setattr(sys.modules["rims.train.checkpoint"], "load_model", refuse)
     page = Page(write_report([make("a", traced())]))
     assert "The checkpoint cannot be traced: last.ckpt is damaged" in page.words
     assert page.tables[0][2][2] == "75.0"

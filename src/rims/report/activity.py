@@ -82,7 +82,7 @@ def observe(result: Result) -> list[Activity]:
 
     Raises UserError when the checkpoint cannot be loaded.
     """
-    from rims.train.fit import load_model
+    from rims.train.checkpoint import load_model
 
     model = load_model(result.run)
     device = next(model.parameters()).device

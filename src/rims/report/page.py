@@ -25,8 +25,8 @@ def write_report(runs: Iterable[Path], output: Path | None = None) -> Path:
 
     That is ``output``; by default ``report.html`` in the run's folder, or for several runs in the folder that
     holds them all. The page needs nothing beside itself: no script, no font, no image from elsewhere. Runs
-    that differ in nothing but ``training.seed`` share a row. What a run folder lacks is said, with the command
-    that makes it. A single run's plots are saved in its ``plots`` folder too, as SVG and PNG.
+    that differ in nothing but ``training.seed`` share a row. What a run folder lacks is said, with the
+    command that makes it. A single run's plots are saved in its ``plots`` folder too, as SVG and PNG.
 
     Raises UserError when a run folder is missing or damaged, or the page cannot be written.
     """
@@ -190,7 +190,7 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
         "tables": [],
     }
     if not result.run.last_checkpoint.exists():
-        shown["missing"] = f"No checkpoint yet, so nothing to trace: rims train --resume {result.argument}"
+        shown["missing"] = f"No checkpoint yet, so nothing to trace: rims resume {result.argument}"
         return shown
     try:
         observed = activity.observe(result)

@@ -41,6 +41,8 @@ class Result:
     """Test metrics by condition; empty when the run is not evaluated."""
     sequences: dict[int, int]
     """Test sequences by condition."""
+    weights: dict[int, tuple[str, int]]
+    """The checkpoint tested and the updates it had seen, by condition, as far as the folder tells."""
     evaluation_commit: str | None
     summary: dict[str, Any] | None
     """None until the run has ended."""
@@ -59,6 +61,11 @@ class Result:
                 for entry in conditions
             }
             sequences = {int(entry["condition"]): int(entry["sequences"]) for entry in conditions}
+            weights = {
+                int(entry["condition"]): (str(entry["checkpoint"]), int(entry["update"]))
+                for entry in conditions
+                if "checkpoint" in entry and "update" in entry
+            }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             name = run.path / "evaluation.json"
             raise UserError(f"{name} is damaged: {type(error).__name__} {error}") from error
@@ -67,6 +74,7 @@ class Result:
             run,
             by_condition,
             sequences,
+            weights,
             _hash(evaluation.get("commit")) if evaluation else None,
             run.read_json("summary.json"),
             run.metrics(),
@@ -101,7 +109,7 @@ class Result:
     @property
     def seconds(self) -> float | None:
         """Wall time spent on training so far."""
-        if self.summary is not None:
+        if self.summary is not None and self.summary.get("seconds") is not None:
             return float(self.summary["seconds"])
         return max((float(row["seconds"]) for row in self.metrics if "seconds" in row), default=None)
 

@@ -134,6 +134,12 @@ def notes(section: Section) -> list[str]:
         elif untested:
             where = listed([str(condition) for condition in untested])
             lines.append(f"{result.name} is not evaluated at {section.task.condition_name} {where}.")
+        for checkpoint, update in sorted({*result.weights.values()}):
+            if update < made:
+                lines.append(
+                    f"{result.name} was tested with its {checkpoint} checkpoint, of update {whole(update)}; "
+                    f"it has made {whole(made)}."
+                )
         if not result.metrics:
             lines.append(f"{result.name} has no measurements yet: its learning curves are missing.")
     single = [group.label for group in section.groups if group.seeds == 1]
