@@ -108,6 +108,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
                     "condition": delay,
                     "sequences": 128,
                     "metrics": {
+                        "loss": 0.5,
                         "recall_cross_entropy": 1.25,
                         "recall_accuracy": accuracy - 0.25 * (delay != task.delay),
                     },

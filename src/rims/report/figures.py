@@ -89,7 +89,7 @@ def by_condition(section: Section, metric: str) -> Figure:
     conditions = sorted({c for group in section.groups for c in group.measured(metric)} | {*section.trained})
     for group in section.groups:
         measured = group.measured(metric)
-        _curve(axes, group, list(measured), list(measured.values()), marker=group.marker)
+        _curve(axes, group, list(measured), list(measured.values()), marker=group.marker, clip_on=False)
         if group.seeds > 1:
             for result in group.results:
                 seed = {
@@ -116,15 +116,12 @@ def learning(section: Section, metric: str) -> Figure:
     splits = ("training", "validation")
     groups = [group for group in section.groups if any(group.curve(split, metric)[0] for split in splits)]
     figure, axes = _axes(groups, metric, markers=False)
-    # Losses spread over decades, and an interval around their mean could reach below zero: take logarithms.
-    positive = all(
-        value > 0
-        for group in groups
-        for split in splits
-        for at in group.curve(split, metric)[1]
-        for value in at
-    )
-    into, back = (math.log, math.exp) if positive and "accuracy" not in metric else (float, float)
+    # Losses often fall by decades, and an interval around their mean could reach below zero: take logarithms.
+    seen = [
+        value for group in groups for split in splits for at in group.curve(split, metric)[1] for value in at
+    ]
+    decades = bool(seen) and 0 < 10 * min(seen) <= max(seen) < math.inf
+    into, back = (math.log, math.exp) if decades and "accuracy" not in metric else (float, float)
     for group in groups:
         for split in splits:
             updates, values = group.curve(split, metric)

@@ -320,6 +320,9 @@ def _section(groups: list[Group]) -> Section:
     task = groups[0].first.config.task
     chance = task.chance()
     names = dict.fromkeys(name for r in results for metrics in r.evaluation.values() for name in metrics)
+    if len(names) > 1:
+        # The loss averages over all steps, easy ones too, and falls as a delay grows: it measures nothing here.
+        names.pop("loss", None)
     tested = {condition for r in results for condition in r.evaluation}
     planned = {condition for r in results for condition in r.config.task.test_conditions}
     for group in groups:
