@@ -319,9 +319,10 @@ def _section(groups: list[Group]) -> Section:
     results = [result for group in groups for result in group.results]
     task = groups[0].first.config.task
     chance = task.chance()
-    names = dict.fromkeys(name for r in results for metrics in r.evaluation.values() for name in metrics)
+    measured = [metrics for result in results for metrics in result.evaluation.values()]
+    names = dict.fromkeys(name for metrics in measured for name in metrics)
     if len(names) > 1:
-        # The loss averages over all steps, easy ones too, and falls as a delay grows: it measures nothing here.
+        # The loss averages over easy steps too: on copying it falls as the delay grows, and misleads.
         names.pop("loss", None)
     tested = {condition for r in results for condition in r.evaluation}
     planned = {condition for r in results for condition in r.config.task.test_conditions}
