@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "models": {"cores", "tasks", "nn"},
     "analysis": {"nn"},
     "train": {"models", "cores", "tasks", "nn", "errors"},
+    "experiments": {"report", "train", "models", "cores", "tasks", "nn", "errors"},
     "report": {"train", "analysis", "models", "cores", "tasks", "nn", "errors"},
 }
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_names(arguments)
         command: Any = tyro.cli(
-            Train | Resume | Eval | Report,
+            Train | Resume | Eval | Report | Demo,
             prog="rims",
             description="Recurrent Independent Mechanisms. rims COMMAND --help says more.",
             args=list(arguments),
@@ -198,6 +198,22 @@ class Report:
         report = importlib.import_module("rims.report")
         report.print_table(list(self.runs))
         print(report.write_report(list(self.runs), self.output))
+
+
+@dataclass
+class Demo:
+    """RIM and LSTM learn to copy; which still copies at 4 and 10 times the delay? About six minutes."""
+
+    folder: Path = Path("runs/demo")
+    """Folder of the three runs and the report; runs that stand there go on."""
+    updates: int = 1500
+    """Gradient steps of each run."""
+    seed: int = 0
+    """Decides weights and data of each run."""
+
+    def __call__(self) -> None:
+        demo = importlib.import_module("rims.experiments.demo")
+        print(f"report: {demo.run_demo(self.folder, self.updates, self.seed)}")
 
 
 def _train(config: RunConfig, folder: Path, resume: bool) -> None:
