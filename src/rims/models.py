@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -14,18 +16,26 @@ class SequenceModel(nn.Module):
     layer.
 
     The released code drops out the embedding and the core's output with one probability, ``dropout`` (0.5 on
-    copying); the paper does not mention it. Weights start as torch has them, embeddings from N(0, 1): the
-    released code's U(-0.1, 0.1) took both RIM and LSTM several times as many updates to learn to copy
-    (docs/log.md).
+    copying); the paper does not mention it. Embedding and head start as torch has them, or with
+    ``init="released"`` as in that code: weights from U(-0.1, 0.1), which slows learning (docs/log.md).
     """
 
-    def __init__(self, task: Task, core: CoreConfig, input_size: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        task: Task,
+        core: CoreConfig,
+        input_size: int,
+        dropout: float = 0.0,
+        init: Literal["torch", "released"] = "torch",
+    ) -> None:
         super().__init__()
         if input_size < 1:
             raise ValueError(f"input_size is {input_size}; expected at least 1")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}; expected 0 <= dropout < 1")
-        self.encoder: nn.Module
+        if init not in ("torch", "released"):
+            raise ValueError(f"init is {init!r}; expected 'torch' or 'released'")
+        self.encoder: nn.Embedding | nn.Linear
         if isinstance(task.input, Tokens):
             self.encoder = nn.Embedding(task.input.vocabulary, input_size)
         else:
@@ -33,6 +43,10 @@ class SequenceModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.core = core.build(input_size)
         self.head = nn.Linear(self.core.output_size, task.output_size)
+        if init == "released":
+            for layer in (self.encoder, self.head):
+                nn.init.uniform_(layer.weight, -0.1, 0.1)
+            nn.init.zeros_(self.head.bias)
 
     def encode(self, inputs: Tensor) -> Float[Tensor, "T B I"]:
         """The core's input, for ``inputs`` as the task gives them."""

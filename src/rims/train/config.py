@@ -21,6 +21,9 @@ class ModelOptions:
     dropout: float = 0.0
     """Dropout on the core's input and output (the released code: 0.5 on copying; the paper names none)."""
 
+    init: Literal["torch", "released"] = "torch"
+    """Weights of encoder and head: torch's, or U(-0.1, 0.1) as in the released code."""
+
 
 @dataclass
 class TrainingOptions:

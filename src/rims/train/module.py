@@ -26,7 +26,7 @@ def build_model(config: RunConfig) -> SequenceModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed("weights", config.training.seed))
         try:
-            return SequenceModel(config.task, config.core, config.model.input_size, config.model.dropout)
+            return SequenceModel(config.task, config.core, **vars(config.model))
         except ValueError as error:
             raise UserError(str(error)) from error
 
