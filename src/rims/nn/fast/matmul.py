@@ -8,7 +8,7 @@ not depend on a stop watch, so oneDNN is taken only where it wins by a margin th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import torch
@@ -33,7 +33,7 @@ def _best_time(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor
 @cache
 def onednn_wins(many_rows: bool) -> bool:
     """Whether oneDNN is clearly faster than ``mm`` here, measured once, in some milliseconds."""
-    if not torch.backends.mkldnn.is_available():
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     x, w = torch.ones(1024 if many_rows else 64, 256), torch.ones(256, 256)
     try:
@@ -43,12 +43,8 @@ def onednn_wins(many_rows: bool) -> bool:
 
 
 def _use_onednn(x: Tensor, w: Tensor) -> bool:
-    return (
-        x.dtype == w.dtype == torch.float32
-        and x.shape[0] >= 16
-        and torch.backends.mkldnn.enabled
-        and onednn_wins(x.shape[0] >= 512)
-    )
+    rows = x.shape[0]
+    return rows >= 16 and x.dtype == w.dtype == torch.float32 and onednn_wins(rows >= 512)
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
@@ -58,14 +54,24 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     return _onednn(x, w) if _use_onednn(x, w) else torch.mm(x, w)
 
 
-def grouped(xs: Iterable[Tensor], ws: Iterable[Tensor], outs: Iterable[Tensor], add: bool = False) -> None:
-    """``out = x @ w``, or ``out += x @ w``, for each RIM's rows, weight and result; rows may differ in
-    number."""
-    for x, w, out in zip(xs, ws, outs):
+def grouped(
+    xs: Iterable[Tensor],
+    ws: Iterable[Tensor],
+    outs: Iterable[Tensor],
+    *,
+    biases: Sequence[Tensor] | None = None,
+    add: bool = False,
+) -> None:
+    """``out = x @ w (+ bias)``, or ``out += x @ w``, for each RIM's rows, weight and result; rows may differ
+    in number."""
+    for k, (x, w, out) in enumerate(zip(xs, ws, outs)):
         if x.dtype != w.dtype or _use_onednn(x, w):
-            out.add_(product(x, w)) if add else out.copy_(product(x, w))
+            result = product(x, w) if biases is None else product(x, w).add_(biases[k])
+            out.add_(result) if add else out.copy_(result)
         elif add:
             out.addmm_(x, w)
+        elif biases is not None:
+            torch.addmm(biases[k], x, w, out=out)
         else:
             torch.mm(x, w, out=out)
 

@@ -138,6 +138,11 @@ class Pass:
                 if w is not None and "bias" not in f.name
             }
             self.weights = replace(weights, **matrices)
+        self.by_rim = {
+            name: w.unbind(0)
+            for name in ("input_query", "ih", "hh", "query", "key", "value")
+            if (w := getattr(self.weights, name)) is not None
+        }
         self.group = 1 if plan.private else plan.num_active
         """Active rows of a group of the input."""
         everywhere = [self.batch] * self.length
@@ -196,24 +201,15 @@ class Pass:
         """The next h and c of ``rows`` from what they read and their own state. ``sums [N, gates * D]``
         becomes the gates, ``aside [N, D]`` the tanh of the new c, or a GRU's recurrent part of the new
         gate."""
-        w = self.weights
-        assert w.ih is not None and w.hh is not None
-        grouped(rows.per_rim(read), w.ih, rows.per_rim(sums))
+        ih, hh, pieces = self.by_rim["ih"], self.by_rim["hh"], rows.per_rim(sums)
+        grouped(rows.per_rim(read), ih, pieces, biases=self.bias_ih)
         if not self.plan.gru:
-            grouped(rows.per_rim(h), w.hh, rows.per_rim(sums), add=True)
-            self._add_bias(rows, sums, w.bias_ih)
-            self._add_bias(rows, sums, w.bias_hh)
+            grouped(rows.per_rim(h), hh, pieces, add=True)
             return stages.lstm(sums, c, aside)
-        self._add_bias(rows, sums, w.bias_ih)
         from_state = torch.empty_like(sums)
-        grouped(rows.per_rim(h), w.hh, rows.per_rim(from_state))
-        self._add_bias(rows, from_state, w.bias_hh)
+        grouped(rows.per_rim(h), hh, rows.per_rim(from_state), biases=self.bias_hh)
         aside.copy_(from_state[:, 2 * self.rim_size :])
         return stages.gru(sums, from_state, h), c
-
-    def _add_bias(self, rows: Rows, sums: Tensor, bias: Tensor | None) -> None:
-        if bias is not None:
-            sums += bias.index_select(0, rows.by_rim % self.num_rims)
 
     def before(self, t: int, h: Tensor) -> Tensor:
         """The state that step t begins with: ``h``, the last step's, but for resets."""
@@ -231,6 +227,10 @@ class Forward(Pass):
         w, everywhere = self.weights, [self.batch * plan.num_rims] * self.length
         size, gates = self.rim_size, 3 if plan.gru else 4
         self.keep = keep
+        self.bias_ih = self.bias_hh = None
+        if w.bias_ih is not None and w.bias_hh is not None:  # an LSTM's two always meet as their sum
+            self.bias_ih = (w.bias_ih if plan.gru else w.bias_ih + w.bias_hh).unbind(0)
+            self.bias_hh = w.bias_hh.unbind(0)
 
         def rows(width: int) -> Buffer:
             return Buffer(self.counts, [width], h0, keep)
@@ -255,7 +255,10 @@ class Forward(Pass):
             if plan.gru or plan.official:
                 self.squashed, self.opened = rows(size), rows(size)
                 self.buffers += [self.squashed, self.opened]
-            self.scratch = h0.new_empty(self.batch * self.num_rims, max(key_size, value_size))
+            self.scratch = {
+                "key": h0.new_empty(everywhere[0], key_size),
+                "value": h0.new_empty(everywhere[0], value_size),
+            }
         self.steps: dict[int, Step] = {}
         self.traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
@@ -328,7 +331,7 @@ class Forward(Pass):
             penalty = h.new_zeros(self.batch, self.num_rims)
         else:
             asks = self.asks.steps[t]
-            grouped(per_rim(h, self.num_rims), w.input_query, per_rim(asks, self.num_rims))
+            grouped(per_rim(h, self.num_rims), self.by_rim["input_query"], per_rim(asks, self.num_rims))
             per_group = 1 if plan.private else self.num_rims
             scores = torch.bmm(heads_first(asks, plan.input_heads, per_group), source.keys[t].transpose(1, 2))
             scores = scores.view(self.batch, -1, plan.input_heads, per_group, scores.shape[-1])
@@ -349,25 +352,26 @@ class Forward(Pass):
         """What the active rows add to their state, ``[N, D]`` by batch element."""
         plan, w, rows = self.plan, self.weights, step.rows
         assert w.query is not None and w.key is not None and w.value is not None and w.out is not None
-        for weight, buffer in ((w.key, self.keys), (w.value, self.values)):
-            flat = self.scratch[:, : weight.shape[2]]
-            grouped(per_rim(told, self.num_rims), weight, per_rim(flat, self.num_rims))
+        told_by_rim = per_rim(told, self.num_rims)
+        for name, buffer in (("key", self.keys), ("value", self.values)):
+            flat = self.scratch[name]
+            grouped(told_by_rim, self.by_rim[name], per_rim(flat, self.num_rims))
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
             buffer.steps[t].view_as(split).copy_(split)
         flat = h_new.new_empty(len(h_new), w.query.shape[2])
-        grouped(rows.per_rim(h_new), w.query, rows.per_rim(flat))
+        grouped(rows.per_rim(h_new), self.by_rim["query"], rows.per_rim(flat))
         queries = self.queries.steps[t]
         flat = flat.index_select(0, rows.to_batch)
         torch.div(heads_first(flat, plan.heads, plan.num_active), math.sqrt(queries.shape[2]), out=queries)
         keys = pick(self.keys.steps[t], plan.heads, step.present)
         values = pick(self.values.steps[t], plan.heads, step.present)
-        scores = torch.bmm(queries, keys.transpose(1, 2))
+        scores = torch.bmm(queries, keys.transpose(1, 2), out=self.attention.steps[t])
         if plan.disabled is not None:
             scores.masked_fill_(plan.disabled, -torch.inf)
         if plan.topk is not None:
             kept = select_active(-scores.flatten(0, 1), plan.topk).view_as(scores)
             scores.masked_fill_(~kept, -torch.inf)
-        attention = torch.softmax(scores, -1, out=self.attention.steps[t])
+        attention = stages.softmax_(scores)
         heard = self.heard.steps[t].copy_(heads_last(torch.bmm(attention, values), plan.heads))
         out = product(heard, w.out.t())
         if w.out_bias is not None:
@@ -376,7 +380,7 @@ class Forward(Pass):
             out.mul_(plan.comm_keep[t].index_select(0, rows.by_batch)).mul_(plan.comm_scale)
         if not (plan.gru or plan.official):
             return out
-        squashed, opened = torch.tanh(out, out=self.squashed.steps[t]), self.opened.steps[t]
+        squashed, opened = stages.tanh_(self.squashed.steps[t].copy_(out)), self.opened.steps[t]
         if w.gate is not None and w.gate_bias is not None:
             torch.sigmoid(product(heard, w.gate.t()).add_(w.gate_bias), out=opened)
         else:
@@ -448,6 +452,7 @@ class Backward(Pass):
         self.source: Input = forward["source"]
         self.states: Tensor = forward["states"]
         self.steps: dict[int, Step] = forward["steps"]
+        self.transposed = {name: [w.t() for w in ws] for name, ws in self.by_rim.items()}
         self.saved: dict[str, Sequence[Tensor]] = forward["saved"]
         self.h0 = h0
         # Where RIMs that are not active matter to the scores, all rows ask; else those that are active.
@@ -509,7 +514,6 @@ class Backward(Pass):
         place."""
         plan, w, step = self.plan, self.weights, self.steps[t]
         rows = step.rows
-        assert w.ih is not None and w.hh is not None
         if w.query is None:
             dh_new, d_write = dh.index_select(0, rows.by_rim), None
         else:
@@ -523,10 +527,10 @@ class Backward(Pass):
             c = self.saved["c_before"][t]
             dc_new = dc.index_select(0, rows.by_rim)
             d_input, dc_new = stages.lstm_backward(gates, c, aside, dh_new, dc_new)
-            d_state, d_rows = d_input, torch.zeros_like(h_rows)
+            d_state, d_rows = d_input, torch.empty_like(h_rows)
             dc.index_copy_(0, rows.by_rim, dc_new)
         d_state_by_rim = rows.per_rim(d_state)
-        grouped(d_state_by_rim, w.hh.transpose(1, 2), rows.per_rim(d_rows), add=True)
+        grouped(d_state_by_rim, self.transposed["hh"], rows.per_rim(d_rows), add=plan.gru)
 
         read, attention = self.read(self.source, t, rows, step)
         self.collect.add(
@@ -538,7 +542,7 @@ class Backward(Pass):
         d_asks = None
         if self.needed & {"x", "h", "input_query", "input_key", "input_value"}:
             d_read = torch.empty_like(read)
-            grouped(rows.per_rim(d_input), w.ih.transpose(1, 2), rows.per_rim(d_read))
+            grouped(rows.per_rim(d_input), self.transposed["ih"], rows.per_rim(d_read))
             if plan.input_keep is not None:
                 d_read.mul_(plan.input_keep[t].index_select(0, rows.by_rim)).mul_(plan.input_scale)
             d_asks = self.read_backward(t, step, attention, d_read, d_attention)
@@ -547,11 +551,11 @@ class Backward(Pass):
         elif self.all_ask:
             dh.index_copy_(0, rows.by_rim, d_rows)
             pieces = per_rim(d_asks, self.num_rims)
-            grouped(pieces, w.input_query.transpose(1, 2), per_rim(dh, self.num_rims), add=True)
+            grouped(pieces, self.transposed["input_query"], per_rim(dh, self.num_rims), add=True)
             self.collect.add(asking=per_rim(h, self.num_rims), d_asks=pieces)
         else:
             pieces = rows.per_rim(d_asks)
-            grouped(pieces, w.input_query.transpose(1, 2), rows.per_rim(d_rows), add=True)
+            grouped(pieces, self.transposed["input_query"], rows.per_rim(d_rows), add=True)
             self.collect.add(asking=rows.per_rim(h_rows), d_asks=pieces)
             dh.index_copy_(0, rows.by_rim, d_rows)
         self.collect.end_step(len(h_rows))
@@ -598,13 +602,13 @@ class Backward(Pass):
 
         d_told = torch.empty_like(dh)
         flat = []
-        for weight, d_parts, add in ((w.key, d_keys, False), (w.value, d_values, True)):
+        for name, d_parts, add in (("key", d_keys, False), ("value", d_values, True)):
             if step.present is not None:
                 whole = d_parts.new_zeros(self.batch * plan.heads, *d_parts.shape[1:])
                 put(whole, plan.heads, step.present, d_parts)
                 d_parts = whole
             pieces = per_rim(heads_last(d_parts, plan.heads), self.num_rims)
-            grouped(pieces, weight.transpose(1, 2), per_rim(d_told, self.num_rims), add=add)
+            grouped(pieces, self.transposed[name], per_rim(d_told, self.num_rims), add=add)
             flat.append(pieces)
         if plan.official:  # no gradient reaches the candidates of those that are not active
             dh_new = dh.index_select(0, rows.by_rim).add_(d_told.index_select(0, rows.by_rim))
@@ -612,7 +616,7 @@ class Backward(Pass):
             dh += d_told
             dh_new = dh.index_select(0, rows.by_rim)
         pieces = rows.per_rim(d_query)
-        grouped(pieces, w.query.transpose(1, 2), rows.per_rim(dh_new), add=True)
+        grouped(pieces, self.transposed["query"], rows.per_rim(dh_new), add=True)
         told = self.saved["told"][t]
         self.collect.add(
             h_new=rows.per_rim(told.index_select(0, rows.by_rim)),

@@ -13,17 +13,22 @@ from torch import Tensor
 from rims.nn.attention import competition_attention, null_attention
 
 
+def tanh_(x: Tensor) -> Tensor:
+    """In place, as 2 sigmoid(2x) - 1: torch's sigmoid is four times as fast as its tanh on a CPU. The
+    absolute error stays at the rounding of numbers near 1."""
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+
+
 def lstm(sums: Tensor, c: Tensor, tanh_c: Tensor) -> tuple[Tensor, Tensor]:
     """Gates and next state from their ``sums [N, 4D]`` and ``c [N, D]``; sums become the gates in place, and
     ``tanh_c [N, D]`` the tanh of the new cell state. Returns the new h and c."""
     size = c.shape[1]
     i, f, g, o = sums.split(size, dim=1)
-    sums[:, : 2 * size].sigmoid_()
-    g.tanh_()
-    o.sigmoid_()
+    g.mul_(2)
+    sums.sigmoid_()
+    g.mul_(2).sub_(1)  # tanh, see above
     c = (f * c).addcmul_(i, g)
-    torch.tanh(c, out=tanh_c)
-    return o * tanh_c, c
+    return o * tanh_(tanh_c.copy_(c)), c
 
 
 def lstm_backward(gates: Tensor, c: Tensor, tanh_c: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +54,7 @@ def gru(from_input: Tensor, from_state: Tensor, h: Tensor) -> Tensor:
     reset_update, n = from_input[:, : 2 * size], from_input[:, 2 * size :]
     reset_update.add_(from_state[:, : 2 * size]).sigmoid_()
     r, z = reset_update.split(size, dim=1)
-    n.addcmul_(r, from_state[:, 2 * size :]).tanh_()
+    tanh_(n.addcmul_(r, from_state[:, 2 * size :]))
     return (1 - z).mul_(n).addcmul_(z, h)
 
 
@@ -72,9 +77,16 @@ def gru_backward(
     return d_input, d_state, dh * z
 
 
+def softmax_(scores: Tensor) -> Tensor:
+    """Over the last dimension, in place: for the few RIMs there, torch's own is four times slower."""
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(-1, keepdim=True))
+
+
 def softmax_backward(weights: Tensor, dweights: Tensor) -> Tensor:
     """Gradient of the scores whose softmax over the last dimension is ``weights``."""
-    return torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
+    product = weights * dweights
+    return product.addcmul_(weights, product.sum(-1, keepdim=True), value=-1)
 
 
 class Chooser(NamedTuple):
