@@ -395,50 +395,41 @@ def slot_mask(mask: Tensor, private: bool) -> Tensor:
 
 
 class Collector:
-    """Forms the gradients of the RIMs' own weights, ``[K, i, o]`` each, by products over many steps at once."""
+    """Forms the gradients of the RIMs' own weights, ``[K, i, o]`` each, by products over many steps at once.
+
+    ``products``: for each gradient the weight, and the names of what goes in and of the gradient of what
+    comes out; ``biases``: the same without the first name.
+    """
 
     def __init__(
-        self, like: dict[str, tuple[Tensor, str, str]], biases: dict[str, tuple[Tensor, str]]
+        self, products: dict[str, tuple[Tensor, str, str]], biases: dict[str, tuple[Tensor, str]]
     ) -> None:
-        """``like``: for each gradient the weight, and the names of what goes in and of the gradient of what
-        comes out; ``biases``: the same without the first name."""
-        self.products = {
-            name: (torch.zeros_like(weight, memory_format=torch.contiguous_format), x, dy)
-            for name, (weight, x, dy) in like.items()
-        }
-        self.sums = {name: (torch.zeros_like(bias), dy) for name, (bias, dy) in biases.items()}
-        named = [name for _, *names in (*self.products.values(), *self.sums.values()) for name in names]
-        self.pieces: dict[str, list[Sequence[Tensor]]] = {name: [] for name in named}
-        self.rows = 0
+        self.products, self.biases = products, biases
+        self.totals = {name: torch.zeros_like(weight) for name, (weight, *_) in (products | biases).items()}
+        wanted = {name for _, *names in (*products.values(), *biases.values()) for name in names}
+        self.pieces: dict[str, list[Sequence[Tensor]]] = {name: [] for name in wanted}
 
     def add(self, **pieces: Sequence[Tensor]) -> None:
-        """The rows of one step under each name, cut by RIM."""
+        """Some rows under each name, cut by RIM."""
         for name, by_rim in pieces.items():
             if name in self.pieces:
                 self.pieces[name].append(by_rim)
 
-    def end_step(self, rows: int) -> None:
-        self.rows += rows
-        if self.rows >= COLLECT:
-            self.flush()
-
     def flush(self) -> None:
         """Add what was collected to the gradients."""
-        if self.rows:
-            num_rims = len(next(iter(self.pieces.values()))[0]) if self.pieces else 0
-            for k in range(num_rims):
-                rows = {name: torch.cat([step[k] for step in steps]) for name, steps in self.pieces.items()}
-                for total, x, dy in self.products.values():
-                    accumulate(total[k], rows[x], rows[dy])
-                for total, dy in self.sums.values():
-                    total[k] += rows[dy].sum(0)
-            for steps in self.pieces.values():
-                steps.clear()
-        self.rows = 0
-
-    def gradients(self) -> dict[str, Tensor]:
-        self.flush()
-        return {name: total for name, (total, *_) in (*self.products.items(), *self.sums.items())}
+        collected = {name: steps for name, steps in self.pieces.items() if steps}
+        for k in range(len(next(iter(collected.values()))[0]) if collected else 0):
+            rows = {
+                name: steps[0][k] if len(steps) == 1 else torch.cat([step[k] for step in steps])
+                for name, steps in collected.items()
+            }
+            for name, (_, x, dy) in self.products.items():
+                if x in rows:
+                    accumulate(self.totals[name][k], rows[x], rows[dy])
+            for name, (_, dy) in self.biases.items():
+                self.totals[name][k] += rows[dy].sum(0)
+        for steps in self.pieces.values():
+            steps.clear()
 
 
 class Backward(Pass):
@@ -454,13 +445,14 @@ class Backward(Pass):
         self.steps: dict[int, Step] = forward["steps"]
         self.transposed = {name: [w.t() for w in ws] for name, ws in self.by_rim.items()}
         self.saved: dict[str, Sequence[Tensor]] = forward["saved"]
+        self.told: Tensor = forward["told"]
         self.h0 = h0
         # Where RIMs that are not active matter to the scores, all rows ask; else those that are active.
         self.all_ask = plan.choose.competition or forward["traced"]
         self.everyone = Rows(torch.ones(self.batch, self.num_rims, dtype=torch.bool, device=x.device))
         state_sums = "d_state" if plan.gru else "d_input"
         pairs = {
-            "input_query": (weights.input_query, "asking", "d_asks"),
+            "input_query": (weights.input_query, "asking" if self.all_ask else "h", "d_asks"),
             "ih": (weights.ih, "read", "d_input"),
             "hh": (weights.hh, "h", state_sums),
             "query": (weights.query, "h_new", "d_query"),
@@ -468,12 +460,19 @@ class Backward(Pass):
             "value": (weights.value, "told", "d_value"),
         }
         biases = {"bias_ih": (weights.bias_ih, "d_input"), "bias_hh": (weights.bias_hh, state_sums)}
+        self.chunk = max(1, COLLECT // max(self.counts))
         self.collect = Collector(
             {name: (w, x, dy) for name, (w, x, dy) in pairs.items() if w is not None and name in needed},
             {name: (w, dy) for name, (w, dy) in biases.items() if w is not None and name in needed},
         )
         self.d_keys = None if self.source.keys is None else torch.zeros_like(self.source.keys)
         self.d_values = torch.zeros_like(self.source.values)
+        states = self.batch * self.num_rims
+        self.d_heard = {
+            name: x.new_empty(self.chunk, states, w.shape[2])
+            for name, w in (("key", weights.key), ("value", weights.value))
+            if w is not None
+        }
         self.d_out: list[Tensor] = []
         self.d_gate: list[Tensor] = []
 
@@ -499,7 +498,24 @@ class Backward(Pass):
                 None if d_communication is None else d_communication[t],
             )
             dh, dc = self.before(t, dh), self.before(t, dc)
+            if not t % self.chunk if not self.plan.reverse else t == self.length - 1 or not (t + 1) % self.chunk:
+                self.end_chunk(t - t % self.chunk)
         return dh.view(self.batch, -1), dc.view(self.batch, -1)
+
+    def end_chunk(self, start: int) -> None:
+        """Weight gradients of the steps from ``start`` to the next multiple of ``chunk``."""
+        stop = min(start + self.chunk, self.length)
+        if self.d_heard:
+            rows = self.batch * self.num_rims
+            told = self.told[start * rows : stop * rows]
+            self.collect.add(
+                told=per_rim(told, self.num_rims),
+                **{
+                    f"d_{name}": per_rim(d[: stop - start].flatten(0, 1), self.num_rims)
+                    for name, d in self.d_heard.items()
+                },
+            )
+        self.collect.flush()
 
     def step(
         self,
@@ -556,9 +572,8 @@ class Backward(Pass):
         else:
             pieces = rows.per_rim(d_asks)
             grouped(pieces, self.transposed["input_query"], rows.per_rim(d_rows), add=True)
-            self.collect.add(asking=rows.per_rim(h_rows), d_asks=pieces)
+            self.collect.add(d_asks=pieces)
             dh.index_copy_(0, rows.by_rim, d_rows)
-        self.collect.end_step(len(h_rows))
 
     def communicate(
         self, t: int, step: Step, dh: Tensor, d_communication: Tensor | None
@@ -601,15 +616,17 @@ class Backward(Pass):
         d_query = heads_last(d_queries, plan.heads).index_select(0, rows.to_rim)
 
         d_told = torch.empty_like(dh)
-        flat = []
         for name, d_parts, add in (("key", d_keys, False), ("value", d_values, True)):
             if step.present is not None:
                 whole = d_parts.new_zeros(self.batch * plan.heads, *d_parts.shape[1:])
                 put(whole, plan.heads, step.present, d_parts)
                 d_parts = whole
-            pieces = per_rim(heads_last(d_parts, plan.heads), self.num_rims)
-            grouped(pieces, self.transposed[name], per_rim(d_told, self.num_rims), add=add)
-            flat.append(pieces)
+            flat = self.d_heard[name][t % self.chunk]
+            split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
+            split.copy_(d_parts.view_as(split))
+            grouped(
+                per_rim(flat, self.num_rims), self.transposed[name], per_rim(d_told, self.num_rims), add=add
+            )
         if plan.official:  # no gradient reaches the candidates of those that are not active
             dh_new = dh.index_select(0, rows.by_rim).add_(d_told.index_select(0, rows.by_rim))
         else:
@@ -617,14 +634,8 @@ class Backward(Pass):
             dh_new = dh.index_select(0, rows.by_rim)
         pieces = rows.per_rim(d_query)
         grouped(pieces, self.transposed["query"], rows.per_rim(dh_new), add=True)
-        told = self.saved["told"][t]
-        self.collect.add(
-            h_new=rows.per_rim(told.index_select(0, rows.by_rim)),
-            d_query=pieces,
-            told=per_rim(told, self.num_rims),
-            d_key=flat[0],
-            d_value=flat[1],
-        )
+        h_new = self.saved["told"][t].index_select(0, rows.by_rim)
+        self.collect.add(h_new=rows.per_rim(h_new), d_query=pieces)
         return dh_new, d_write
 
     def read_backward(
@@ -666,7 +677,7 @@ class Backward(Pass):
     def gradients(self, x: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Those of x and, by name, of the weights."""
         w, heads = self.weights, self.plan.input_heads
-        grads = self.collect.gradients()
+        grads = self.collect.totals
         d_values = heads_last(self.d_values.flatten(0, 1), heads)
         if self.d_keys is None:
             return d_values.view_as(x), self.out_gradients(grads)
@@ -742,6 +753,7 @@ class SequenceFunction(torch.autograd.Function):
                 "states": states,
                 "steps": ctx.steps,
                 "saved": {n: cut(b, c) for n, b, c in zip(ctx.names, buffers, ctx.counts)},
+                "told": buffers[ctx.names.index("told")] if "told" in ctx.names else None,
                 "traced": d_attention is not None,
             },
         )
