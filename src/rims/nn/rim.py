@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rims.nn.cell import RIMCell, StepTrace
+from rims.nn.fast import Backend, run_sequence, why_not
 from rims.nn.selection import lesion_mask
 
 
@@ -46,6 +47,8 @@ class RIM(nn.Module):
         batch_first: x and y are ``[B, T, ...]``; states are not.
         dropout: on the output of each layer but the last.
         bidirectional: a second layer beside each reads the sequence backwards; outputs are concatenated.
+        backend: "reference" runs the cell step by step, "fast" the whole sequence at once (docs/performance.md),
+            "auto" whichever applies. They give the same result.
         device, dtype: of the weights. **options: further options of :class:`RIMCell`: cell, variant,
         selection, inputs, heads, sizes, dropouts.
 
@@ -77,6 +80,7 @@ class RIM(nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -98,6 +102,9 @@ class RIM(nn.Module):
             dropout,
             bidirectional,
         )
+        if backend not in ("auto", "reference", "fast"):
+            raise ValueError(f"backend is {backend!r}; expected one of 'auto', 'reference', 'fast'")
+        self.backend: Backend = backend
         self.num_directions = 2 if bidirectional else 1
         cells = []
         for layer in range(num_layers):
@@ -238,7 +245,7 @@ class RIM(nn.Module):
                 index = layer * self.num_directions + direction
                 cell = self.cells[index]
                 assert isinstance(cell, RIMCell)
-                y, h, c, trace = run_cell(
+                y, h, c, trace = self._runner(cell, x, h0[index], c0[index])(
                     cell,
                     x,
                     h0[index],
@@ -260,6 +267,17 @@ class RIM(nn.Module):
                 x = nn.functional.dropout(x, self.dropout, self.training)
         h = torch.stack(last_h)
         return x, (h, torch.stack(last_c)) if self.mode == "LSTM" else h, traces
+
+    def _runner(self, cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        """What runs the sequence, by ``backend``."""
+        if self.backend == "reference":
+            return run_cell
+        obstacle = why_not(cell, x, h, c)
+        if obstacle is None:
+            return run_sequence
+        if self.backend == "fast":
+            raise ValueError(f'backend is "fast", which does not cover {obstacle}; expected "auto"')
+        return run_cell
 
     def _initial_state(
         self, hx: tuple[Tensor, Tensor] | Tensor | None, x: Tensor
