@@ -26,11 +26,12 @@ except ModuleNotFoundError as missing:
     raise SystemExit("rims: the command needs more than the layer: pip install 'rims[train]'") from missing
 
 import rims
+from rims.bench.arms import Setting
 from rims.cores import CORES
 from rims.errors import Interrupted, UserError, WorkError
 from rims.tasks import TASKS, Task
 from rims.train.config import ModelOptions, RunConfig, TrainingOptions
-from rims.train.folder import Run
+from rims.train.folder import Run, write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_names(arguments)
         command: Any = tyro.cli(
-            Train | Resume | Eval | Report | Demo,
+            Train | Resume | Eval | Report | Demo | Bench,
             prog="rims",
             description="Recurrent Independent Mechanisms. rims COMMAND --help says more.",
             args=list(arguments),
@@ -214,6 +215,51 @@ class Demo:
     def __call__(self) -> None:
         demo = importlib.import_module("rims.experiments.demo")
         print(f"report: {demo.run_demo(self.folder, self.updates, self.seed)}")
+
+
+@dataclass
+class Bench:
+    """How fast the layer is here, as ratios to nn.LSTM in the same run: tables, and JSON."""
+
+    setting: Setting = field(default_factory=Setting)
+    """Sizes; by default the paper's copying run."""
+    repeats: int = 7
+    """Rounds that medians are taken over."""
+    threads: int = 1
+    """CPU threads."""
+    sweeps: bool = True
+    """Also measure against active RIMs, steps and batch."""
+    output: Path | None = None
+    """File for everything as JSON."""
+    markdown: bool = False
+    """Print Markdown, as in docs/performance.md."""
+
+    def __call__(self) -> None:
+        measurements = importlib.import_module("rims.bench.run")
+        table = importlib.import_module("rims.bench.table")
+        versions = importlib.import_module("rims.train.versions").versions
+        importlib.import_module("torch").set_num_threads(self.threads)
+        console = Console(stderr=True)
+        with console.status("") as status:
+            try:
+                result = measurements.bench(self.setting, self.repeats, self.sweeps, status.update)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        result["versions"] = versions()
+        if self.output is not None:
+            try:
+                write_atomically(self.output, (json.dumps(result, indent=2) + "\n").encode())
+            except OSError as error:
+                raise UserError(f"cannot write {self.output}: {error.strerror or error}") from error
+        if self.markdown:
+            print(table.markdown(result))
+            return
+        print(table.about(result))
+        for title, rows in table.tables(result):
+            shown = Table(*table.HEADER, title=title)
+            for row in rows:
+                shown.add_row(*row)
+            _print(shown)
 
 
 def _train(config: RunConfig, folder: Path, resume: bool) -> None:

@@ -1,0 +1,1 @@
+"""How fast the layer is here, as ratios to nn.LSTM measured in the same run."""

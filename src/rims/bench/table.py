@@ -1,0 +1,53 @@
+"""The measurements of ``rims bench`` as text: for the terminal, and as Markdown for docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+HEADER = ("", "ms", "ratio", "quartiles", "tokens/s", "of peak", "memory", "parameters")
+
+
+def tables(result: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """Title and rows of cells; columns that are empty throughout are kept, so that all tables look alike."""
+    for title, rows in groupby(result["rows"], key=lambda row: row["table"]):
+        yield title, [_cells(row) for row in rows]
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    timing = row["timing"]
+    return (
+        row["name"],
+        f"{1e3 * timing['seconds']:.4g}",
+        f"{timing['ratio']:.2f}",
+        f"{timing['ratio_low']:.2f}-{timing['ratio_high']:.2f}",
+        f"{row['tokens_per_second']:,.0f}",
+        "" if row["peak_fraction"] is None else f"{100 * row['peak_fraction']:.0f} %",
+        "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f} MiB",
+        "" if row["parameters"] is None else f"{row['parameters']:,}",
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All tables, under the line that says how they were made."""
+    lines = [about(result), ""]
+    for title, rows in tables(result):
+        lines += [f"**{title}**", "", "| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def about(result: dict[str, Any]) -> str:
+    """Machine, commit, command, peak and errors in some sentences."""
+    made, errors = result["versions"], result["errors"]
+    machine = made["gpu"] if result["setting"]["device"] == "cuda" else made["cpu"]
+    worst = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
+    commit = (made["commit"] or "unknown")[:12]
+    return (
+        f"`{made['command']}` at commit {commit} on {machine}, {result['threads']} thread(s), torch "
+        f"{made['torch']}, {made['time'][:10]}. Medians of {result['repeats']} rounds, ratios per round. "
+        f"Matmul peak {result['peak_flops'] / 1e9:.0f} GFLOP/s. Largest relative error of outputs and "
+        f"gradients against the float64 reference: {worst}."
+    )
