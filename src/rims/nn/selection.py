@@ -20,17 +20,20 @@ def select_active(
 ) -> Bool[Tensor, "B K"]:
     """The ``num_active`` RIMs of each row with the least ``penalty``.
 
-    Exactly ``num_active`` are chosen (or all that are not ``disabled``, where those are fewer). Ties go to
-    the lower index: the sort is stable, while ``topk`` breaks ties differently from device to device, and at
-    zero state all RIMs tie.
+    Exactly ``num_active`` are chosen (or all that are not ``disabled``, where those are fewer). Ties go to the
+    lower index, and NaN comes last: a RIM's rank is the number of those before it, which is the same on every
+    device, while ``topk`` breaks ties differently from device to device, and at zero state all RIMs tie.
 
     ``penalty`` must be at least float32: early in training the RIMs differ by 1e-4 around 0.5, which half
     precision cannot tell apart.
     """
+    penalty = penalty.masked_fill(penalty.isnan(), torch.inf)
     if disabled is not None:
         penalty = penalty.masked_fill(disabled, torch.inf)
-    order = penalty.argsort(dim=-1, stable=True)
-    active = torch.zeros_like(penalty, dtype=torch.bool).scatter(-1, order[:, :num_active], True)
+    own, other = penalty[:, :, None], penalty[:, None, :]
+    index = torch.arange(penalty.shape[1], device=penalty.device)
+    before = (other < own) | ((other == own) & (index < index[:, None]))
+    active = before.sum(dim=-1) < num_active
     return active if disabled is None else active & ~disabled
 
 
