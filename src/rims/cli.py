@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union
 try:
     import tyro
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 except ModuleNotFoundError as missing:
     raise SystemExit("rims: the command needs more than the layer: pip install 'rims[train]'") from missing
 
@@ -255,8 +255,8 @@ class Bench:
             print(table.markdown(result))
             return
         print(table.about(result))
-        for title, rows in table.tables(result):
-            shown = Table(*table.HEADER, title=title)
+        for title, header, rows in table.tables(result):
+            shown = Table(header[0], *(Column(name, justify="right") for name in header[1:]), title=title)
             for row in rows:
                 shown.add_row(*row)
             _print(shown)

@@ -85,16 +85,19 @@ def layer(name: str, setting: Setting) -> nn.Module:
     return kind(*sizes, **setting.weights)
 
 
-REFERENCE = "nn.LSTM"
 ARMS = (
     "RIM fast",
     "RIM reference",
-    REFERENCE,
+    "nn.LSTM",
     "nn.GRU",
     "nn.LSTM, equal parameters",
     "nn.GRU, equal parameters",
     "nn.LSTMCell loop",
 )
+
+
+REFERENCES: dict[Mode, str] = {"forward": "nn.LSTM", "train": "nn.LSTM", "step": "nn.LSTMCell loop"}
+"""The arm that ratios are taken to: for acting, the cell."""
 
 
 def make_call(name: str, mode: Mode, setting: Setting) -> Callable[[], object]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rims.bench.arms import ARMS, REFERENCE, Mode, Setting, layer, make_call
+from rims.bench.arms import ARMS, REFERENCES, Mode, Setting, layer, make_call
 from rims.bench.measure import Timing, matmul_peak, paired, peak_memory
 from rims.cores import RIMCore
 from rims.nn import RIM
@@ -33,9 +33,6 @@ class Row:
     tokens_per_second: float
     peak_fraction: float | None = None
     """Of the machine's measured matmul peak, by the operations of a dense RIM; None for torch's layers."""
-    memory: int | None = None
-    """Bytes beyond parameters and input at the peak of forward + backward."""
-    parameters: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,7 +45,7 @@ def compare(setting: Setting, repeats: int, peak: float, say: Callable[[str], No
     for mode, table in MODES.items():
         say(table)
         calls = {name: make_call(name, mode, setting) for name in ARMS}
-        times = paired(calls, REFERENCE, device, repeats, number=100 if mode == "step" else 1)
+        times = paired(calls, REFERENCES[mode], device, repeats, number=100 if mode == "step" else 1)
         tokens = 1 if mode == "step" else setting.steps * setting.batch
         for name, timing in times.items():
             work = flops * tokens * (TRAIN_FLOPS if mode == "train" else 1)
@@ -59,14 +56,19 @@ def compare(setting: Setting, repeats: int, peak: float, say: Callable[[str], No
                 timing,
                 tokens / timing.seconds,
                 work / timing.seconds / peak if rim and mode != "step" else None,
-                peak_memory(make_call, (name, mode, setting), device) if mode == "train" else None,
-                sum(p.numel() for p in _parameters(name, setting)),
             )
 
 
-def _parameters(name: str, setting: Setting) -> Iterator[Tensor]:
-
-    return layer(name, replace(setting, device="meta")).parameters()
+def layers(setting: Setting, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Parameters of every arm, and the bytes that forward + backward need at their peak beside them."""
+    say("memory")
+    for name in ARMS:
+        parameters = layer(name, replace(setting, device="meta")).parameters()
+        yield {
+            "name": name,
+            "parameters": sum(p.numel() for p in parameters),
+            "memory": peak_memory(make_call, (name, "train", setting), torch.device(setting.device)),
+        }
 
 
 def sweep(
@@ -113,7 +115,7 @@ def _values(rim: RIM, x: Tensor, cotangent: Tensor) -> Sequence[Tensor]:
 
 
 def bench(setting: Setting, repeats: int, sweeps: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything, as plain values: ``rows``, ``errors``, ``peak_flops``, ``setting``."""
+    """Everything, as plain values: ``rows``, ``layers``, ``errors``, ``peak_flops``, ``setting``."""
     device = torch.device(setting.device)
     say("matmul peak")
     dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(setting.dtype, torch.float32)
@@ -138,5 +140,6 @@ def bench(setting: Setting, repeats: int, sweeps: bool, say: Callable[[str], Non
         "threads": torch.get_num_threads(),
         "peak_flops": peak,
         "errors": errors(setting),
+        "layers": list(layers(setting, say)),
         "rows": [row.as_json() for row in rows],
     }

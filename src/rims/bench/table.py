@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-HEADER = ("", "ms", "ratio", "quartiles", "tokens/s", "of peak", "memory", "parameters")
+Cells = list[tuple[str, ...]]
 
 
-def tables(result: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """Title and rows of cells; columns that are empty throughout are kept, so that all tables look alike."""
+def tables(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], Cells]]:
+    """Title, header and rows of every table."""
+    layers: Cells = [(row["name"], f"{row['parameters']:,}", _mebibytes(row["memory"])) for row in result["layers"]]
+    yield "what is compared", ("", "parameters", "peak memory"), layers
     for title, rows in groupby(result["rows"], key=lambda row: row["table"]):
-        yield title, [_cells(row) for row in rows]
+        yield title, ("", "ms", "ratio", "quartiles", "tokens/s", "of peak"), [_cells(row) for row in rows]
+
+
+def _mebibytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**20:.0f} MiB"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -24,16 +30,14 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{timing['ratio_low']:.2f}-{timing['ratio_high']:.2f}",
         f"{row['tokens_per_second']:,.0f}",
         "" if row["peak_fraction"] is None else f"{100 * row['peak_fraction']:.0f} %",
-        "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f} MiB",
-        "" if row["parameters"] is None else f"{row['parameters']:,}",
     )
 
 
 def markdown(result: dict[str, Any]) -> str:
     """All tables, under the line that says how they were made."""
     lines = [about(result), ""]
-    for title, rows in tables(result):
-        lines += [f"**{title}**", "", "| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    for title, header, rows in tables(result):
+        lines += [f"**{title}**", "", "| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines.append("")
     return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""torch.compile, torch.export and ONNX give the layer's numbers.
+
+In processes of their own: the tests' run-time shape checks cannot be traced.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+EXPORT = """
+import sys
+import onnxruntime
+import torch
+from rims import RIMCell
+
+for options in ({}, {"cell": "gru"}, {"variant": "official"}, {"selection": "competition"}):
+    cell = RIMCell(10, 24, comm_key_size=4, **options).eval()
+
+    def inputs(batch):
+        x, *state = torch.randn(batch, 10), torch.randn(batch, 24), torch.randn(batch, 24)
+        return x, tuple(state) if cell.cell == "lstm" else state[0]
+
+    batch = {0: torch.export.Dim("batch")}
+    shapes = {"x": batch, "state": (batch, batch) if cell.cell == "lstm" else batch}
+    x, state = inputs(5)  # another batch than the one exported with
+    expected = cell(x, state)
+    expected = expected if cell.cell == "lstm" else (expected,)
+
+    exported = torch.export.export(cell, inputs(3), dynamic_shapes=shapes).module()(x, state)
+    torch.testing.assert_close(exported if cell.cell == "lstm" else (exported,), expected)
+
+    torch.onnx.export(cell, inputs(3), dynamo=True, dynamic_shapes=shapes, verbose=False).save(sys.argv[1])
+    session = onnxruntime.InferenceSession(sys.argv[1])
+    flat = [x, *(state if cell.cell == "lstm" else (state,))]
+    found = session.run(None, {i.name: v.numpy() for i, v in zip(session.get_inputs(), flat)})
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=1e-5, atol=1e-6)
+"""
+
+COMPILE = """
+import torch
+from torch import nn
+from rims import RIM
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rim = RIM(8, 24, comm_key_size=4)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x, reset):
+        return self.head(self.rim(x, reset=reset)[0])
+
+model = Model()
+x, reset = torch.randn(4, 3, 8), torch.rand(4, 3) < 0.3
+compiled = torch.compile(model, fullgraph=True)
+
+def values(call):
+    model.zero_grad()
+    y = call(x, reset)
+    y.sum().backward()
+    return [y, *(p.grad.clone() for p in model.parameters())]
+
+for got, expected in zip(values(compiled), values(model)):
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_the_step_as_exported_program_and_as_onnx(tmp_path) -> None:
+    subprocess.run([sys.executable, "-c", EXPORT, str(tmp_path / "cell.onnx")], check=True)
+
+
+@pytest.mark.slow
+def test_a_model_with_the_layer_compiles_in_one_graph() -> None:
+    subprocess.run([sys.executable, "-c", COMPILE], check=True)
