@@ -20,7 +20,8 @@ def select_active(
 ) -> Bool[Tensor, "B K"]:
     """The ``num_active`` RIMs of each row with the least ``penalty``.
 
-    Exactly ``num_active`` are chosen (or all that are not ``disabled``, where those are fewer). Ties go to the
+    Exactly ``num_active`` are chosen (or all that are not ``disabled``, where those are fewer). Ties go to
+    the
     lower index, and NaN comes last: a RIM's rank is the number of those before it, which is the same on every
     device, while ``topk`` breaks ties differently from device to device, and at zero state all RIMs tie.
 
