@@ -140,9 +140,12 @@ class Pass:
             self.weights = replace(weights, **matrices)
         self.by_rim = {
             name: w.unbind(0)
-            for name in ("input_query", "ih", "hh", "query", "key", "value")
+            for name in ("input_query", "ih", "hh", "query")
             if (w := getattr(self.weights, name)) is not None
         }
+        if self.weights.key is not None and self.weights.value is not None:
+            told = torch.cat([self.weights.key, self.weights.value], dim=2)  # one product for both
+            self.by_rim["told"] = told.unbind(0)
         self.group = 1 if plan.private else plan.num_active
         """Active rows of a group of the input."""
         everywhere = [self.batch] * self.length
@@ -172,22 +175,24 @@ class Pass:
     def read(self, source: Input, t: int, rows: Rows, step: Step) -> tuple[Tensor, Tensor | None]:
         """What ``rows`` read from the input of step t, ``[N, H * V]`` in the order by RIM, and the attention
         on the slots by group, ``[G * H, P, S]``."""
-        plan, values = self.plan, source.values[t]
-        keep = None if plan.input_keep is None else plan.input_keep[t].index_select(0, rows.by_rim)
-        if step.weights is None:
-            which = rows.by_rim if plan.private else rows.by_rim // self.num_rims
-            read, attention = values.squeeze(1).index_select(0, which), None
-        else:
-            per_group = (
-                1
-                if plan.private
-                else len(rows.by_batch) // max(self.batch if step.present is None else len(step.present), 1)
-            )
+        plan, values, heads = self.plan, source.values[t], self.plan.input_heads
+        attention = None
+        if step.weights is not None:
+            present = self.batch if step.present is None else len(step.present)
+            per_group = 1 if plan.private else len(rows.by_batch) // max(present, 1)
             attention = self.rows_of(step.weights, rows, per_group)[..., 1:]
-            values = pick(values, plan.input_heads, self.groups(rows, step.present))
-            read = heads_last(torch.bmm(attention, values), plan.input_heads).index_select(0, rows.to_rim)
-        if keep is not None:
-            read.mul_(keep).mul_(plan.input_scale)
+        if values.shape[1] == 1:
+            which = rows.by_rim if plan.private else rows.by_rim // self.num_rims
+            read = values.view(-1, heads * values.shape[2]).index_select(0, which)
+            if attention is not None:
+                weight = heads_last(attention, heads).index_select(0, rows.to_rim)
+                read.view(-1, heads, values.shape[2]).mul_(weight[..., None])
+        else:
+            assert attention is not None
+            values = pick(values, heads, self.groups(rows, step.present))
+            read = heads_last(torch.bmm(attention, values), heads).index_select(0, rows.to_rim)
+        if plan.input_keep is not None:
+            read.mul_(plan.input_keep[t].index_select(0, rows.by_rim)).mul_(plan.input_scale)
         return read, attention
 
     def rows_of(self, weights: Tensor, rows: Rows, per_group: int) -> Tensor:
@@ -255,10 +260,7 @@ class Forward(Pass):
             if plan.gru or plan.official:
                 self.squashed, self.opened = rows(size), rows(size)
                 self.buffers += [self.squashed, self.opened]
-            self.scratch = {
-                "key": h0.new_empty(everywhere[0], key_size),
-                "value": h0.new_empty(everywhere[0], value_size),
-            }
+            self.scratch = h0.new_empty(everywhere[0], key_size + value_size)
         self.steps: dict[int, Step] = {}
         self.traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
@@ -352,10 +354,11 @@ class Forward(Pass):
         """What the active rows add to their state, ``[N, D]`` by batch element."""
         plan, w, rows = self.plan, self.weights, step.rows
         assert w.query is not None and w.key is not None and w.value is not None and w.out is not None
-        told_by_rim = per_rim(told, self.num_rims)
-        for name, buffer in (("key", self.keys), ("value", self.values)):
-            flat = self.scratch[name]
-            grouped(told_by_rim, self.by_rim[name], per_rim(flat, self.num_rims))
+        grouped(
+            per_rim(told, self.num_rims), self.by_rim["told"], per_rim(self.scratch, self.num_rims)
+        )
+        sizes = [w.key.shape[2], w.value.shape[2]]
+        for flat, buffer in zip(self.scratch.split(sizes, dim=1), (self.keys, self.values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
             buffer.steps[t].view_as(split).copy_(split)
         flat = h_new.new_empty(len(h_new), w.query.shape[2])
@@ -449,30 +452,27 @@ class Backward(Pass):
         self.h0 = h0
         # Where RIMs that are not active matter to the scores, all rows ask; else those that are active.
         self.all_ask = plan.choose.competition or forward["traced"]
-        self.everyone = Rows(torch.ones(self.batch, self.num_rims, dtype=torch.bool, device=x.device))
         state_sums = "d_state" if plan.gru else "d_input"
         pairs = {
             "input_query": (weights.input_query, "asking" if self.all_ask else "h", "d_asks"),
             "ih": (weights.ih, "read", "d_input"),
             "hh": (weights.hh, "h", state_sums),
             "query": (weights.query, "h_new", "d_query"),
-            "key": (weights.key, "told", "d_key"),
-            "value": (weights.value, "told", "d_value"),
         }
-        biases = {"bias_ih": (weights.bias_ih, "d_input"), "bias_hh": (weights.bias_hh, state_sums)}
-        self.chunk = max(1, COLLECT // max(self.counts))
-        self.collect = Collector(
-            {name: (w, x, dy) for name, (w, x, dy) in pairs.items() if w is not None and name in needed},
-            {name: (w, dy) for name, (w, dy) in biases.items() if w is not None and name in needed},
-        )
+        sums = {"bias_ih": (weights.bias_ih, "d_input"), "bias_hh": (weights.bias_hh, state_sums)}
+        self.chunk = min(self.length, max(1, COLLECT // max(self.counts)))
+        products = {n: (w, x, dy) for n, (w, x, dy) in pairs.items() if w is not None and n in needed}
+        biases = {n: (w, dy) for n, (w, dy) in sums.items() if w is not None and n in needed}
         self.d_keys = None if self.source.keys is None else torch.zeros_like(self.source.keys)
         self.d_values = torch.zeros_like(self.source.values)
         states = self.batch * self.num_rims
-        self.d_heard = {
-            name: x.new_empty(self.chunk, states, w.shape[2])
-            for name, w in (("key", weights.key), ("value", weights.value))
-            if w is not None
-        }
+        if weights.key is not None and weights.value is not None:
+            size = weights.key.shape[2] + weights.value.shape[2]
+            self.d_heard = x.new_empty(self.chunk, self.batch * self.num_rims, size)
+            both = torch.cat([weights.key, weights.value], dim=2)
+            if {"key", "value"} & needed:
+                products["told"] = (both, "told", "d_told")
+        self.collect = Collector(products, biases)
         self.d_out: list[Tensor] = []
         self.d_gate: list[Tensor] = []
 
@@ -505,15 +505,12 @@ class Backward(Pass):
     def end_chunk(self, start: int) -> None:
         """Weight gradients of the steps from ``start`` to the next multiple of ``chunk``."""
         stop = min(start + self.chunk, self.length)
-        if self.d_heard:
+        if self.weights.key is not None:
             rows = self.batch * self.num_rims
             told = self.told[start * rows : stop * rows]
             self.collect.add(
                 told=per_rim(told, self.num_rims),
-                **{
-                    f"d_{name}": per_rim(d[: stop - start].flatten(0, 1), self.num_rims)
-                    for name, d in self.d_heard.items()
-                },
+                d_told=per_rim(self.d_heard[: stop - start].flatten(0, 1), self.num_rims),
             )
         self.collect.flush()
 
@@ -615,22 +612,21 @@ class Backward(Pass):
         d_queries = torch.bmm(d_scores, keys).div_(math.sqrt(keys.shape[2]))
         d_query = heads_last(d_queries, plan.heads).index_select(0, rows.to_rim)
 
-        d_told = torch.empty_like(dh)
-        for name, d_parts, add in (("key", d_keys, False), ("value", d_values, True)):
-            if step.present is not None:
-                whole = d_parts.new_zeros(self.batch * plan.heads, *d_parts.shape[1:])
-                put(whole, plan.heads, step.present, d_parts)
-                d_parts = whole
-            flat = self.d_heard[name][t % self.chunk]
+        d_flat = self.d_heard[t % self.chunk]
+        sizes = [w.key.shape[2], w.value.shape[2]]
+        for flat, d_parts in zip(d_flat.split(sizes, dim=1), (d_keys, d_values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
-            split.copy_(d_parts.view_as(split))
-            grouped(
-                per_rim(flat, self.num_rims), self.transposed[name], per_rim(d_told, self.num_rims), add=add
-            )
+            if step.present is None:
+                split.copy_(d_parts.view_as(split))
+            else:
+                split.zero_().index_copy_(0, step.present, d_parts.unflatten(0, (-1, plan.heads)))
+        pieces = per_rim(d_flat, self.num_rims)
         if plan.official:  # no gradient reaches the candidates of those that are not active
+            d_told = torch.empty_like(dh)
+            grouped(pieces, self.transposed["told"], per_rim(d_told, self.num_rims))
             dh_new = dh.index_select(0, rows.by_rim).add_(d_told.index_select(0, rows.by_rim))
         else:
-            dh += d_told
+            grouped(pieces, self.transposed["told"], per_rim(dh, self.num_rims), add=True)
             dh_new = dh.index_select(0, rows.by_rim)
         pieces = rows.per_rim(d_query)
         grouped(pieces, self.transposed["query"], rows.per_rim(dh_new), add=True)
@@ -678,6 +674,8 @@ class Backward(Pass):
         """Those of x and, by name, of the weights."""
         w, heads = self.weights, self.plan.input_heads
         grads = self.collect.totals
+        if w.key is not None and "told" in grads:
+            grads["key"], grads["value"] = grads.pop("told").tensor_split([w.key.shape[2]], dim=2)
         d_values = heads_last(self.d_values.flatten(0, 1), heads)
         if self.d_keys is None:
             return d_values.view_as(x), self.out_gradients(grads)
