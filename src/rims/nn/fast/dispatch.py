@@ -11,8 +11,9 @@ from torch import Tensor
 from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
-from rims.nn.fast.sequence import Plan, Traces, Weights, run
+from rims.nn.fast.sequence import Plan, Weights, run
 from rims.nn.fast.stages import Chooser
+from rims.nn.trace import Trace
 
 Backend = Literal["auto", "reference", "fast"]
 STOCK = (RIMCell, InputAttention, Communication, LSTMDynamics, GRUDynamics, torch.nn.Linear, torch.nn.Dropout)
@@ -51,7 +52,7 @@ def run_sequence(
     disabled: Bool[Tensor, " K"] | None = None,
     reverse: bool = False,
     return_trace: bool = False,
-) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Traces | None]:
+) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
     """As :func:`rims.nn.rim.run_cell`."""
     dtype, device = cell.dynamics.weight_hh.dtype, x.device.type
     x = x.to(dtype)
@@ -89,12 +90,12 @@ def run_sequence(
     if cell.training and communication is not None and communication.dropout.p:
         plan.comm_keep, plan.comm_scale = dropout_mask(communication.dropout.p, *rows, cell.rim_size)
     with torch.autocast(device, enabled=False):
-        y, h_last, c_last, traces = run(plan, weights_of(cell), x, h, c)
+        y, h_last, c_last, trace = run(plan, weights_of(cell), x, h, c)
     if plan.gru:
         c_last = c if reset is None else c.masked_fill(reset.any(0)[:, None], 0.0)
     if valid is not None:
         y = y.masked_fill(~valid[..., None], 0.0)
-    return y, h_last, c_last, traces if return_trace else None
+    return y, h_last, c_last, trace
 
 
 def dropout_mask(p: float, *shape: int) -> tuple[Tensor, float]:

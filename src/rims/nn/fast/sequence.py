@@ -25,6 +25,7 @@ from rims.nn.fast import stages
 from rims.nn.fast.matmul import accumulate, grouped, product
 from rims.nn.fast.rows import Buffer, Rows, cut, heads_first, heads_last, per_rim, pick, put
 from rims.nn.selection import select_active
+from rims.nn.trace import Trace
 
 COLLECT = 4096
 """Rows collected before weight gradients are formed: enough for a fast product, little memory."""
@@ -88,15 +89,6 @@ class Plan:
     def steps(self, length: int) -> range:
         """The steps in the order of computation."""
         return range(length)[::-1] if self.reverse else range(length)
-
-
-class Traces(NamedTuple):
-    """By step: active ``[T, B, K]``, input attention ``[T, B, H, K, S+1]``, communication ``[T, B, H, K,
-    K]``."""
-
-    active: Tensor | None = None
-    input_attention: Tensor | None = None
-    communication: Tensor | None = None
 
 
 @dataclass
@@ -354,9 +346,7 @@ class Forward(Pass):
         """What the active rows add to their state, ``[N, D]`` by batch element."""
         plan, w, rows = self.plan, self.weights, step.rows
         assert w.query is not None and w.key is not None and w.value is not None and w.out is not None
-        grouped(
-            per_rim(told, self.num_rims), self.by_rim["told"], per_rim(self.scratch, self.num_rims)
-        )
+        grouped(per_rim(told, self.num_rims), self.by_rim["told"], per_rim(self.scratch, self.num_rims))
         sizes = [w.key.shape[2], w.value.shape[2]]
         for flat, buffer in zip(self.scratch.split(sizes, dim=1), (self.keys, self.values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
@@ -498,7 +488,11 @@ class Backward(Pass):
                 None if d_communication is None else d_communication[t],
             )
             dh, dc = self.before(t, dh), self.before(t, dc)
-            if not t % self.chunk if not self.plan.reverse else t == self.length - 1 or not (t + 1) % self.chunk:
+            if (
+                not t % self.chunk
+                if not self.plan.reverse
+                else t == self.length - 1 or not (t + 1) % self.chunk
+            ):
                 self.end_chunk(t - t % self.chunk)
         return dh.view(self.batch, -1), dc.view(self.batch, -1)
 
@@ -553,7 +547,7 @@ class Backward(Pass):
             d_state=d_state_by_rim,
         )
         d_asks = None
-        if self.needed & {"x", "h", "input_query", "input_key", "input_value"}:
+        if attention is not None or "x" in self.needed:
             d_read = torch.empty_like(read)
             grouped(rows.per_rim(d_input), self.transposed["ih"], rows.per_rim(d_read))
             if plan.input_keep is not None:
@@ -718,7 +712,7 @@ class SequenceFunction(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, x: Tensor, h0: Tensor, c0: Tensor, *tensors: Tensor | None) -> Any:
         run = Forward(plan, Weights(*tensors), x, h0, keep=True)
         states, h, c, source = run.run(x, h0, c0)
-        active, attention, communication = stack_traces(run.traces)
+        active, attention, communication = stack_traces(run.traces) or (None, None, None)
         names = [name for name in SAVED if hasattr(run, name)]
         buffers = [getattr(run, name) for name in names]
         ctx.plan, ctx.steps, ctx.names = plan, run.steps, names
@@ -740,50 +734,47 @@ class SequenceFunction(torch.autograd.Function):
         dy, dh, dc, _, d_attention, d_communication = grads
         names = ["plan", "x", "h", "c", *(field.name for field in fields(Weights))]
         needed = {name for name, wanted in zip(names, ctx.needs_input_grad) if wanted}
-        run = Backward(
-            ctx.plan,
-            weights,
-            x,
-            h0,
-            needed,
-            {
-                "source": Input(keys, values),
-                "states": states,
-                "steps": ctx.steps,
-                "saved": {n: cut(b, c) for n, b, c in zip(ctx.names, buffers, ctx.counts)},
-                "told": buffers[ctx.names.index("told")] if "told" in ctx.names else None,
-                "traced": d_attention is not None,
-            },
-        )
+        forward = {
+            "source": Input(keys, values),
+            "states": states,
+            "steps": ctx.steps,
+            "saved": {n: cut(b, c) for n, b, c in zip(ctx.names, buffers, ctx.counts)},
+            "told": buffers[ctx.names.index("told")] if "told" in ctx.names else None,
+            "traced": d_attention is not None,
+        }
         zeros = torch.zeros_like(h0)
-        dh0, dc0 = run.run(
-            torch.zeros_like(states) if dy is None else dy,
-            zeros if dh is None else dh,
-            zeros if dc is None else dc,
-            d_attention,
-            d_communication,
-        )
-        dx, by_name = run.gradients(x)
+        with torch.autocast(x.device.type, enabled=False):  # backward() may be called under it
+            run = Backward(ctx.plan, weights, x, h0, needed, forward)
+            dh0, dc0 = run.run(
+                torch.zeros_like(states) if dy is None else dy,
+                zeros if dh is None else dh,
+                zeros if dc is None else dc,
+                d_attention,
+                d_communication,
+            )
+            dx, by_name = run.gradients(x)
         return None, dx, dh0, dc0, *(by_name.get(name) for name in names[4:])
 
 
-def stack_traces(traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]]) -> Traces:
-    """Steps to one trace, in the order of time."""
+def stack_traces(traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]]) -> Trace | None:
+    """Steps to one trace, in the order of time; None of none."""
     if not traces:
-        return Traces()
+        return None
     steps = zip(*(traces[t] for t in range(len(traces))))
-    return Traces(*(None if parts[0] is None else torch.stack(parts) for parts in steps))
+    active, *attention = (None if parts[0] is None else torch.stack(parts) for parts in steps)
+    assert active is not None
+    return Trace(active, *attention)
 
 
 def run(
     plan: Plan, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Traces]:
+) -> tuple[Tensor, Tensor, Tensor, Trace | None]:
     """The sequence ``x [T, B, S, I]`` from ``h0, c0 [B, K * D]``: all states ``[T, B, K * D]``, the last h and
     c, and the traces."""
     tensors = weights.tensors()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *tensors)):
         states, h, c, *traces = SequenceFunction.apply(plan, x, h0, c0, *tensors)
-        return states, h, c, Traces(*traces)
+        return states, h, c, None if traces[0] is None else Trace(*traces)
     forward = Forward(plan, weights, x, h0, keep=False)
     states, h, c, _ = forward.run(x, h0, c0)
     return states, h, c, stack_traces(forward.traces)
