@@ -97,7 +97,7 @@ def assert_equal(wanted: dict[str, Tensor], given: dict[str, Tensor], tolerance:
             continue
         a, b = wanted[name].double(), given[name].double()
         assert a.shape == b.shape, name
-        # Some gradients are zero but for rounding (one winner of a competition gets all): the floor is for them
+        # The floor is for gradients that are zero but for rounding: a competition's only winner gets all.
         error = (a - b).abs().max() / a.abs().max().clamp_min(1e-3)
         assert error <= tolerance, f"{name}: {error:.1e}"
 

@@ -131,7 +131,7 @@ class RIMConfig(CoreConfig):
     """Dropout on what a RIM hears (paper: 0.1)."""
 
     backend: Literal["auto", "reference", "fast"] = "auto"
-    """How the sequence is run: all at once where that is covered, step by step, or all at once or not at all."""
+    """How the sequence is run: see :class:`rims.RIM`."""
 
     def build(self, input_size: int) -> RIMCore:
         return RIMCore(RIM(input_size, **vars(self)))

@@ -35,8 +35,8 @@ class RIM(nn.Module):
         batch_first: x and y are ``[B, T, ...]``; states are not.
         dropout: on the output of each layer but the last.
         bidirectional: a second layer beside each reads the sequence backwards; outputs are concatenated.
-        backend: "reference" runs the cell step by step, "fast" the whole sequence at once (docs/performance.md),
-            "auto" whichever applies. They give the same result.
+        backend: "reference" runs the cell step by step, "fast" the whole sequence as one function
+            (docs/performance.md), "auto" fast where it applies. The result is the same.
         device, dtype: of the weights. **options: further options of :class:`RIMCell`: cell, variant,
         selection, inputs, heads, sizes, dropouts.
 

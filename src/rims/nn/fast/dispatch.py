@@ -106,12 +106,21 @@ def dropout_mask(p: float, *shape: int) -> tuple[Tensor, float]:
 def weights_of(cell: RIMCell) -> Weights:
     """The cell's weights by their names here."""
     attention, communication, dynamics = cell.input_attention, cell.communication, cell.dynamics
-    none = (None, None, None)
-    reads = none if attention is None else (attention.query, attention.key, attention.value)
-    own = (dynamics.weight_ih, dynamics.weight_hh, dynamics.bias_ih, dynamics.bias_hh)
-    if communication is None:
-        return Weights(*reads, *own, *none, None, None, None, None)
-    hears = (communication.query, communication.key, communication.value)
-    out, gate = communication.out, communication.gate
-    gates = (None, None) if gate is None else (gate.weight, gate.bias)
-    return Weights(*reads, *own, *hears, out.weight, out.bias, *gates)
+    out = None if communication is None else communication.out
+    gate = None if communication is None else communication.gate
+    return Weights(
+        input_query=None if attention is None else attention.query,
+        input_key=None if attention is None else attention.key,
+        input_value=None if attention is None else attention.value,
+        ih=dynamics.weight_ih,
+        hh=dynamics.weight_hh,
+        bias_ih=dynamics.bias_ih,
+        bias_hh=dynamics.bias_hh,
+        query=None if communication is None else communication.query,
+        key=None if communication is None else communication.key,
+        value=None if communication is None else communication.value,
+        out=None if out is None else out.weight,
+        out_bias=None if out is None else out.bias,
+        gate=None if gate is None else gate.weight,
+        gate_bias=None if gate is None else gate.bias,
+    )

@@ -54,6 +54,12 @@ class Weights:
         return [getattr(self, field.name) for field in fields(self)]
 
 
+def given(*tensors: Tensor | None) -> list[Tensor]:
+    """Tensors that are there in this place."""
+    assert all(tensor is not None for tensor in tensors)
+    return list(tensors)  # type: ignore[arg-type]
+
+
 @dataclass
 class Plan:
     """What the sequence does, apart from the tensors that gradients reach."""
@@ -121,7 +127,6 @@ class Pass:
         self.length, self.batch, self.slots, self.input_size = x.shape
         self.num_rims = plan.num_rims
         self.rim_size = h0.shape[1] // plan.num_rims
-        assert weights.hh is not None and weights.ih is not None
         self.weights = weights
         if plan.product_dtype != h0.dtype:  # autocast: matrices in its dtype, all else in the state's
             matrices = {
@@ -135,6 +140,12 @@ class Pass:
             for name in ("input_query", "ih", "hh", "query")
             if (w := getattr(self.weights, name)) is not None
         }
+        self.bias_ih: Sequence[Tensor] | None = None
+        self.bias_hh: Sequence[Tensor] | None = None
+        if weights.bias_ih is not None and weights.bias_hh is not None:
+            # An LSTM's two always meet as their sum.
+            bias = weights.bias_ih if plan.gru else weights.bias_ih + weights.bias_hh
+            self.bias_ih, self.bias_hh = bias.unbind(0), weights.bias_hh.unbind(0)
         if self.weights.key is not None and self.weights.value is not None:
             told = torch.cat([self.weights.key, self.weights.value], dim=2)  # one product for both
             self.by_rim["told"] = told.unbind(0)
@@ -224,10 +235,6 @@ class Forward(Pass):
         w, everywhere = self.weights, [self.batch * plan.num_rims] * self.length
         size, gates = self.rim_size, 3 if plan.gru else 4
         self.keep = keep
-        self.bias_ih = self.bias_hh = None
-        if w.bias_ih is not None and w.bias_hh is not None:  # an LSTM's two always meet as their sum
-            self.bias_ih = (w.bias_ih if plan.gru else w.bias_ih + w.bias_hh).unbind(0)
-            self.bias_hh = w.bias_hh.unbind(0)
 
         def rows(width: int) -> Buffer:
             return Buffer(self.counts, [width], h0, keep)
@@ -345,13 +352,13 @@ class Forward(Pass):
     def communicate(self, t: int, step: Step, told: Tensor, h_new: Tensor) -> Tensor:
         """What the active rows add to their state, ``[N, D]`` by batch element."""
         plan, w, rows = self.plan, self.weights, step.rows
-        assert w.query is not None and w.key is not None and w.value is not None and w.out is not None
+        query, key, value, out_weight = given(w.query, w.key, w.value, w.out)
         grouped(per_rim(told, self.num_rims), self.by_rim["told"], per_rim(self.scratch, self.num_rims))
-        sizes = [w.key.shape[2], w.value.shape[2]]
+        sizes = [key.shape[2], value.shape[2]]
         for flat, buffer in zip(self.scratch.split(sizes, dim=1), (self.keys, self.values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
             buffer.steps[t].view_as(split).copy_(split)
-        flat = h_new.new_empty(len(h_new), w.query.shape[2])
+        flat = h_new.new_empty(len(h_new), query.shape[2])
         grouped(rows.per_rim(h_new), self.by_rim["query"], rows.per_rim(flat))
         queries = self.queries.steps[t]
         flat = flat.index_select(0, rows.to_batch)
@@ -366,7 +373,7 @@ class Forward(Pass):
             scores.masked_fill_(~kept, -torch.inf)
         attention = stages.softmax_(scores)
         heard = self.heard.steps[t].copy_(heads_last(torch.bmm(attention, values), plan.heads))
-        out = product(heard, w.out.t())
+        out = product(heard, out_weight.t())
         if w.out_bias is not None:
             out += w.out_bias
         if plan.comm_keep is not None:
@@ -398,8 +405,10 @@ class Collector:
         self, products: dict[str, tuple[Tensor, str, str]], biases: dict[str, tuple[Tensor, str]]
     ) -> None:
         self.products, self.biases = products, biases
-        self.totals = {name: torch.zeros_like(weight) for name, (weight, *_) in (products | biases).items()}
-        wanted = {name for _, *names in (*products.values(), *biases.values()) for name in names}
+        self.totals = {name: torch.zeros_like(weight) for name, (weight, *_) in products.items()}
+        self.totals |= {name: torch.zeros_like(bias) for name, (bias, _) in biases.items()}
+        wanted = {name for _, x, dy in products.values() for name in (x, dy)}
+        wanted |= {dy for _, dy in biases.values()}
         self.pieces: dict[str, list[Sequence[Tensor]]] = {name: [] for name in wanted}
 
     def add(self, **pieces: Sequence[Tensor]) -> None:
@@ -455,7 +464,6 @@ class Backward(Pass):
         biases = {n: (w, dy) for n, (w, dy) in sums.items() if w is not None and n in needed}
         self.d_keys = None if self.source.keys is None else torch.zeros_like(self.source.keys)
         self.d_values = torch.zeros_like(self.source.values)
-        states = self.batch * self.num_rims
         if weights.key is not None and weights.value is not None:
             size = weights.key.shape[2] + weights.value.shape[2]
             self.d_heard = x.new_empty(self.chunk, self.batch * self.num_rims, size)
@@ -573,7 +581,7 @@ class Backward(Pass):
         GRU's update gate is open for what is heard. Adds to ``dh`` what comes from RIMs that were heard with
         the state they keep."""
         plan, w, rows = self.plan, self.weights, step.rows
-        assert w.query is not None and w.key is not None and w.value is not None and w.out is not None
+        key, value, out = given(w.key, w.value, w.out)
         d_out = dh.index_select(0, rows.by_batch)
         d_gate = d_write = None
         if plan.gru or plan.official:
@@ -586,7 +594,7 @@ class Backward(Pass):
                 d_gate = torch.ops.aten.sigmoid_backward(d_opened, opened)
         if plan.comm_keep is not None:
             d_out = (d_out * plan.comm_keep[t].index_select(0, rows.by_batch)).mul_(plan.comm_scale)
-        d_heard = product(d_out, w.out)
+        d_heard = product(d_out, out)
         self.d_out.append(d_out)
         if d_gate is not None and w.gate is not None:
             d_heard += product(d_gate, w.gate)
@@ -607,7 +615,7 @@ class Backward(Pass):
         d_query = heads_last(d_queries, plan.heads).index_select(0, rows.to_rim)
 
         d_flat = self.d_heard[t % self.chunk]
-        sizes = [w.key.shape[2], w.value.shape[2]]
+        sizes = [key.shape[2], value.shape[2]]
         for flat, d_parts in zip(d_flat.split(sizes, dim=1), (d_keys, d_values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
             if step.present is None:
@@ -639,7 +647,7 @@ class Backward(Pass):
         if attention is None or step.weights is None:
             put(self.d_values[t], heads, groups, d_read.sum(1, keepdim=True))
             return None
-        assert self.source.keys is not None and self.d_keys is not None
+        all_keys, d_keys = given(self.source.keys, self.d_keys)
         values = pick(self.source.values[t], heads, groups)
         put(self.d_values[t], heads, groups, torch.bmm(attention.transpose(1, 2), d_read))
         d_slots = torch.bmm(d_read, values.transpose(1, 2))
@@ -648,8 +656,8 @@ class Backward(Pass):
             weights = self.rows_of(step.weights, rows, self.group)
             d_scores = stages.softmax_backward(weights, torch.nn.functional.pad(d_slots, (1, 0)))[..., 1:]
             asks = heads_first(asks.index_select(0, rows.by_batch), heads, self.group)
-            keys = pick(self.source.keys[t], heads, groups)
-            put(self.d_keys[t], heads, groups, torch.bmm(d_scores.transpose(1, 2), asks))
+            keys = pick(all_keys[t], heads, groups)
+            put(d_keys[t], heads, groups, torch.bmm(d_scores.transpose(1, 2), asks))
             return heads_last(torch.bmm(d_scores, keys), heads).index_select(0, rows.to_rim)
         dense = asks.new_zeros(len(asks), heads, 1 + slots)
         dense[:, :, 1:].index_copy_(0, rows.by_batch, heads_last(d_slots, heads).view(-1, heads, slots))
@@ -661,8 +669,8 @@ class Backward(Pass):
         per_group = 1 if plan.private else self.num_rims
         d_scores = heads_first(d_scores.transpose(1, 2).flatten(0, 1).flatten(1), heads, per_group)
         asks = heads_first(asks, heads, per_group)
-        self.d_keys[t] = torch.bmm(d_scores.transpose(1, 2), asks)
-        return heads_last(torch.bmm(d_scores, self.source.keys[t]), heads)
+        d_keys[t] = torch.bmm(d_scores.transpose(1, 2), asks)
+        return heads_last(torch.bmm(d_scores, all_keys[t]), heads)
 
     def gradients(self, x: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Those of x and, by name, of the weights."""
@@ -675,7 +683,7 @@ class Backward(Pass):
             return d_values.view_as(x), self.out_gradients(grads)
         d_keys = heads_last(self.d_keys.flatten(0, 1), heads)
         d_keys /= math.sqrt(self.d_keys.shape[-1])
-        assert w.input_key is not None and w.input_value is not None
+        input_key, input_value = given(w.input_key, w.input_value)
         flat = x.reshape(-1, self.input_size)
         if "input_key" in self.needed:
             grads["input_key"] = product(flat.t(), d_keys)
@@ -683,8 +691,8 @@ class Backward(Pass):
             grads["input_value"] = product(flat.t(), d_values)
         dx = None
         if "x" in self.needed:
-            dx = product(d_values, w.input_value.t())
-            grouped([d_keys], [w.input_key.t()], [dx], add=True)
+            dx = product(d_values, input_value.t())
+            grouped([d_keys], [input_key.t()], [dx], add=True)
             dx = dx.view_as(x)
         return dx, self.out_gradients(grads)
 
@@ -701,8 +709,10 @@ class Backward(Pass):
         return grads
 
 
-SAVED = ("sums", "c_before", "aside", "asks", "told", "queries", "keys", "values", "attention", "heard")
-SAVED += ("squashed", "opened")
+SAVED = (
+    *("sums", "c_before", "aside", "asks"),
+    *("told", "queries", "keys", "values", "attention", "heard", "squashed", "opened"),
+)
 
 
 class SequenceFunction(torch.autograd.Function):
@@ -769,8 +779,8 @@ def stack_traces(traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]])
 def run(
     plan: Plan, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Trace | None]:
-    """The sequence ``x [T, B, S, I]`` from ``h0, c0 [B, K * D]``: all states ``[T, B, K * D]``, the last h and
-    c, and the traces."""
+    """The sequence ``x [T, B, S, I]`` from ``h0, c0 [B, K * D]``: all states ``[T, B, K * D]``, the last h
+    and c, and the trace."""
     tensors = weights.tensors()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *tensors)):
         states, h, c, *traces = SequenceFunction.apply(plan, x, h0, c0, *tensors)
