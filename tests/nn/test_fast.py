@@ -175,6 +175,17 @@ def test_equal_in_float32(options: dict[str, Any], call: dict[str, Any]) -> None
     assert_equal(wanted, everything(fast, x, state, **given), 1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"comm_topk": 2}, {"input_heads": 2}])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_single_step_without_gradients(cell: str, options: dict[str, Any]) -> None:
+    reference, fast = pair(torch.float64, cell=cell, num_layers=2, **options)
+    x, h = sample(torch.float64, length=1), torch.randn(2, 3, RIMS * SIZE, dtype=torch.float64)
+    with torch.no_grad():
+        for call in ({}, {"disabled": [0, 3]}, {"reset": torch.tensor([[True, False, True]])}):
+            a, b = (rim(x, (h, h.sin()) if cell == "lstm" else h, **call) for rim in (reference, fast))
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("variant", ["paper", "official"])
 @pytest.mark.parametrize("inputs", ["vector", "slots", "private"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -12,6 +12,7 @@ from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
 from rims.nn.fast.sequence import Plan, Weights, run
+from rims.nn.fast.single import applies, single_step
 from rims.nn.fast.stages import Chooser
 from rims.nn.trace import Trace
 
@@ -54,6 +55,15 @@ def run_sequence(
     return_trace: bool = False,
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
     """As :func:`rims.nn.rim.run_cell`."""
+    if (
+        not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or return_trace)
+        and valid is None
+        and applies(cell, x)
+    ):
+        if reset is not None and not reverse:
+            h, c = (part.masked_fill(reset[0, :, None], 0.0) for part in (h, c))
+        h, c = single_step(cell, x[0], h, c, disabled)
+        return h[None], h, c, None
     dtype, device = cell.dynamics.weight_hh.dtype, x.device.type
     x = x.to(dtype)
     if cell.inputs == "vector":
