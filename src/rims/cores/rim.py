@@ -130,5 +130,8 @@ class RIMConfig(CoreConfig):
     comm_dropout: float = 0.0
     """Dropout on what a RIM hears (paper: 0.1)."""
 
+    backend: Literal["auto", "reference", "fast"] = "auto"
+    """How the sequence is run: see :class:`rims.RIM`."""
+
     def build(self, input_size: int) -> RIMCore:
         return RIMCore(RIM(input_size, **vars(self)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,19 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from rims.nn.cell import RIMCell, StepTrace
 from rims.nn.fast import Backend, run_sequence, why_not
 from rims.nn.selection import lesion_mask
-
-
-class Trace(NamedTuple):
-    """What happened in one layer and direction, step by step. Time comes first, with ``batch_first`` too."""
-
-    active: Bool[Tensor, "T B K"]
-    """Which RIMs were active."""
-    input_attention: Float[Tensor, "T B H K S+1"] | None
-    """Attention of every RIM on the null slot (index 0) and the input's slots; None without input
-    attention."""
-    communication: Float[Tensor, "T B H K K"] | None
-    """How much of each RIM (last) each active RIM heard; zero rows for inactive RIMs; None without
-    communication."""
+from rims.nn.trace import Trace
 
 
 class RIM(nn.Module):
@@ -47,8 +35,8 @@ class RIM(nn.Module):
         batch_first: x and y are ``[B, T, ...]``; states are not.
         dropout: on the output of each layer but the last.
         bidirectional: a second layer beside each reads the sequence backwards; outputs are concatenated.
-        backend: "reference" runs the cell step by step, "fast" the whole sequence at once (docs/performance.md),
-            "auto" whichever applies. They give the same result.
+        backend: "reference" runs the cell step by step, "fast" the whole sequence as one function
+            (docs/performance.md), "auto" fast where it applies. The result is the same.
         device, dtype: of the weights. **options: further options of :class:`RIMCell`: cell, variant,
         selection, inputs, heads, sizes, dropouts.
 

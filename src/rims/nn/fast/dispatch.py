@@ -11,8 +11,10 @@ from torch import Tensor
 from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
-from rims.nn.fast.sequence import Plan, Traces, Weights, run
+from rims.nn.fast.sequence import Plan, Weights, run
+from rims.nn.fast.single import applies, single_step
 from rims.nn.fast.stages import Chooser
+from rims.nn.trace import Trace
 
 Backend = Literal["auto", "reference", "fast"]
 STOCK = (RIMCell, InputAttention, Communication, LSTMDynamics, GRUDynamics, torch.nn.Linear, torch.nn.Dropout)
@@ -51,8 +53,17 @@ def run_sequence(
     disabled: Bool[Tensor, " K"] | None = None,
     reverse: bool = False,
     return_trace: bool = False,
-) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Traces | None]:
+) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
     """As :func:`rims.nn.rim.run_cell`."""
+    if (
+        not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or return_trace)
+        and valid is None
+        and applies(cell, x)
+    ):
+        if reset is not None and not reverse:
+            h, c = (part.masked_fill(reset[0, :, None], 0.0) for part in (h, c))
+        h, c = single_step(cell, x[0], h, c, disabled)
+        return h[None], h, c, None
     dtype, device = cell.dynamics.weight_hh.dtype, x.device.type
     x = x.to(dtype)
     if cell.inputs == "vector":
@@ -89,12 +100,12 @@ def run_sequence(
     if cell.training and communication is not None and communication.dropout.p:
         plan.comm_keep, plan.comm_scale = dropout_mask(communication.dropout.p, *rows, cell.rim_size)
     with torch.autocast(device, enabled=False):
-        y, h_last, c_last, traces = run(plan, weights_of(cell), x, h, c)
+        y, h_last, c_last, trace = run(plan, weights_of(cell), x, h, c)
     if plan.gru:
         c_last = c if reset is None else c.masked_fill(reset.any(0)[:, None], 0.0)
     if valid is not None:
         y = y.masked_fill(~valid[..., None], 0.0)
-    return y, h_last, c_last, traces if return_trace else None
+    return y, h_last, c_last, trace
 
 
 def dropout_mask(p: float, *shape: int) -> tuple[Tensor, float]:
@@ -105,12 +116,21 @@ def dropout_mask(p: float, *shape: int) -> tuple[Tensor, float]:
 def weights_of(cell: RIMCell) -> Weights:
     """The cell's weights by their names here."""
     attention, communication, dynamics = cell.input_attention, cell.communication, cell.dynamics
-    none = (None, None, None)
-    reads = none if attention is None else (attention.query, attention.key, attention.value)
-    own = (dynamics.weight_ih, dynamics.weight_hh, dynamics.bias_ih, dynamics.bias_hh)
-    if communication is None:
-        return Weights(*reads, *own, *none, None, None, None, None)
-    hears = (communication.query, communication.key, communication.value)
-    out, gate = communication.out, communication.gate
-    gates = (None, None) if gate is None else (gate.weight, gate.bias)
-    return Weights(*reads, *own, *hears, out.weight, out.bias, *gates)
+    out = None if communication is None else communication.out
+    gate = None if communication is None else communication.gate
+    return Weights(
+        input_query=None if attention is None else attention.query,
+        input_key=None if attention is None else attention.key,
+        input_value=None if attention is None else attention.value,
+        ih=dynamics.weight_ih,
+        hh=dynamics.weight_hh,
+        bias_ih=dynamics.bias_ih,
+        bias_hh=dynamics.bias_hh,
+        query=None if communication is None else communication.query,
+        key=None if communication is None else communication.key,
+        value=None if communication is None else communication.value,
+        out=None if out is None else out.weight,
+        out_bias=None if out is None else out.bias,
+        gate=None if gate is None else gate.weight,
+        gate_bias=None if gate is None else gate.bias,
+    )

@@ -44,7 +44,7 @@ def onednn_wins(many_rows: bool) -> bool:
 
 def _use_onednn(x: Tensor, w: Tensor) -> bool:
     rows = x.shape[0]
-    return rows >= 16 and x.dtype == w.dtype == torch.float32 and onednn_wins(rows >= 512)
+    return rows >= 16 and x.dtype is w.dtype is torch.float32 and onednn_wins(rows >= 512)
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
@@ -64,8 +64,11 @@ def grouped(
 ) -> None:
     """``out = x @ w (+ bias)``, or ``out += x @ w``, for each RIM's rows, weight and result; rows may differ
     in number."""
+    elsewhere: bool | None = None
     for k, (x, w, out) in enumerate(zip(xs, ws, outs)):
-        if x.dtype != w.dtype or _use_onednn(x, w):
+        if elsewhere is None:  # once for all: asking takes as long as a small product
+            elsewhere = x.dtype != w.dtype or _use_onednn(x, w)
+        if elsewhere:
             result = product(x, w) if biases is None else product(x, w).add_(biases[k])
             out.add_(result) if add else out.copy_(result)
         elif add:

@@ -1,8 +1,8 @@
 """Which rows of a step are computed, and in which order.
 
-A row is one RIM of one batch element: row ``b * K + k`` of the states ``[B * K, D]``. Every batch element that
-is computed at all has the same number A of active RIMs, so the active rows are a rectangle ``[B', A]`` where
-attention wants them by batch element, and a list sorted by RIM where the RIMs' own weights want them
+A row is one RIM of one batch element: row ``b * K + k`` of the states ``[B * K, D]``. Every batch element
+that is computed at all has the same number A of active RIMs, so the active rows are a rectangle ``[B', A]``
+where attention wants them by batch element, and a list sorted by RIM where the RIMs' own weights want them
 together.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 

@@ -25,6 +25,7 @@ from rims.nn.fast import stages
 from rims.nn.fast.matmul import accumulate, grouped, product
 from rims.nn.fast.rows import Buffer, Rows, cut, heads_first, heads_last, per_rim, pick, put
 from rims.nn.selection import select_active
+from rims.nn.trace import Trace
 
 COLLECT = 4096
 """Rows collected before weight gradients are formed: enough for a fast product, little memory."""
@@ -51,6 +52,12 @@ class Weights:
 
     def tensors(self) -> list[Tensor | None]:
         return [getattr(self, field.name) for field in fields(self)]
+
+
+def given(*tensors: Tensor | None) -> list[Tensor]:
+    """Tensors that are there in this place."""
+    assert all(tensor is not None for tensor in tensors)
+    return list(tensors)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -90,15 +97,6 @@ class Plan:
         return range(length)[::-1] if self.reverse else range(length)
 
 
-class Traces(NamedTuple):
-    """By step: active ``[T, B, K]``, input attention ``[T, B, H, K, S+1]``, communication ``[T, B, H, K,
-    K]``."""
-
-    active: Tensor | None = None
-    input_attention: Tensor | None = None
-    communication: Tensor | None = None
-
-
 @dataclass
 class Step:
     """What is small and different at each step."""
@@ -129,7 +127,6 @@ class Pass:
         self.length, self.batch, self.slots, self.input_size = x.shape
         self.num_rims = plan.num_rims
         self.rim_size = h0.shape[1] // plan.num_rims
-        assert weights.hh is not None and weights.ih is not None
         self.weights = weights
         if plan.product_dtype != h0.dtype:  # autocast: matrices in its dtype, all else in the state's
             matrices = {
@@ -140,9 +137,18 @@ class Pass:
             self.weights = replace(weights, **matrices)
         self.by_rim = {
             name: w.unbind(0)
-            for name in ("input_query", "ih", "hh", "query", "key", "value")
+            for name in ("input_query", "ih", "hh", "query")
             if (w := getattr(self.weights, name)) is not None
         }
+        self.bias_ih: Sequence[Tensor] | None = None
+        self.bias_hh: Sequence[Tensor] | None = None
+        if weights.bias_ih is not None and weights.bias_hh is not None:
+            # An LSTM's two always meet as their sum.
+            bias = weights.bias_ih if plan.gru else weights.bias_ih + weights.bias_hh
+            self.bias_ih, self.bias_hh = bias.unbind(0), weights.bias_hh.unbind(0)
+        if self.weights.key is not None and self.weights.value is not None:
+            told = torch.cat([self.weights.key, self.weights.value], dim=2)  # one product for both
+            self.by_rim["told"] = told.unbind(0)
         self.group = 1 if plan.private else plan.num_active
         """Active rows of a group of the input."""
         everywhere = [self.batch] * self.length
@@ -172,22 +178,24 @@ class Pass:
     def read(self, source: Input, t: int, rows: Rows, step: Step) -> tuple[Tensor, Tensor | None]:
         """What ``rows`` read from the input of step t, ``[N, H * V]`` in the order by RIM, and the attention
         on the slots by group, ``[G * H, P, S]``."""
-        plan, values = self.plan, source.values[t]
-        keep = None if plan.input_keep is None else plan.input_keep[t].index_select(0, rows.by_rim)
-        if step.weights is None:
-            which = rows.by_rim if plan.private else rows.by_rim // self.num_rims
-            read, attention = values.squeeze(1).index_select(0, which), None
-        else:
-            per_group = (
-                1
-                if plan.private
-                else len(rows.by_batch) // max(self.batch if step.present is None else len(step.present), 1)
-            )
+        plan, values, heads = self.plan, source.values[t], self.plan.input_heads
+        attention = None
+        if step.weights is not None:
+            present = self.batch if step.present is None else len(step.present)
+            per_group = 1 if plan.private else len(rows.by_batch) // max(present, 1)
             attention = self.rows_of(step.weights, rows, per_group)[..., 1:]
-            values = pick(values, plan.input_heads, self.groups(rows, step.present))
-            read = heads_last(torch.bmm(attention, values), plan.input_heads).index_select(0, rows.to_rim)
-        if keep is not None:
-            read.mul_(keep).mul_(plan.input_scale)
+        if values.shape[1] == 1:
+            which = rows.by_rim if plan.private else rows.by_rim // self.num_rims
+            read = values.view(-1, heads * values.shape[2]).index_select(0, which)
+            if attention is not None:
+                weight = heads_last(attention, heads).index_select(0, rows.to_rim)
+                read.view(-1, heads, values.shape[2]).mul_(weight[..., None])
+        else:
+            assert attention is not None
+            values = pick(values, heads, self.groups(rows, step.present))
+            read = heads_last(torch.bmm(attention, values), heads).index_select(0, rows.to_rim)
+        if plan.input_keep is not None:
+            read.mul_(plan.input_keep[t].index_select(0, rows.by_rim)).mul_(plan.input_scale)
         return read, attention
 
     def rows_of(self, weights: Tensor, rows: Rows, per_group: int) -> Tensor:
@@ -227,10 +235,6 @@ class Forward(Pass):
         w, everywhere = self.weights, [self.batch * plan.num_rims] * self.length
         size, gates = self.rim_size, 3 if plan.gru else 4
         self.keep = keep
-        self.bias_ih = self.bias_hh = None
-        if w.bias_ih is not None and w.bias_hh is not None:  # an LSTM's two always meet as their sum
-            self.bias_ih = (w.bias_ih if plan.gru else w.bias_ih + w.bias_hh).unbind(0)
-            self.bias_hh = w.bias_hh.unbind(0)
 
         def rows(width: int) -> Buffer:
             return Buffer(self.counts, [width], h0, keep)
@@ -255,10 +259,7 @@ class Forward(Pass):
             if plan.gru or plan.official:
                 self.squashed, self.opened = rows(size), rows(size)
                 self.buffers += [self.squashed, self.opened]
-            self.scratch = {
-                "key": h0.new_empty(everywhere[0], key_size),
-                "value": h0.new_empty(everywhere[0], value_size),
-            }
+            self.scratch = h0.new_empty(everywhere[0], key_size + value_size)
         self.steps: dict[int, Step] = {}
         self.traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
@@ -351,14 +352,13 @@ class Forward(Pass):
     def communicate(self, t: int, step: Step, told: Tensor, h_new: Tensor) -> Tensor:
         """What the active rows add to their state, ``[N, D]`` by batch element."""
         plan, w, rows = self.plan, self.weights, step.rows
-        assert w.query is not None and w.key is not None and w.value is not None and w.out is not None
-        told_by_rim = per_rim(told, self.num_rims)
-        for name, buffer in (("key", self.keys), ("value", self.values)):
-            flat = self.scratch[name]
-            grouped(told_by_rim, self.by_rim[name], per_rim(flat, self.num_rims))
+        query, key, value, out_weight = given(w.query, w.key, w.value, w.out)
+        grouped(per_rim(told, self.num_rims), self.by_rim["told"], per_rim(self.scratch, self.num_rims))
+        sizes = [key.shape[2], value.shape[2]]
+        for flat, buffer in zip(self.scratch.split(sizes, dim=1), (self.keys, self.values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
             buffer.steps[t].view_as(split).copy_(split)
-        flat = h_new.new_empty(len(h_new), w.query.shape[2])
+        flat = h_new.new_empty(len(h_new), query.shape[2])
         grouped(rows.per_rim(h_new), self.by_rim["query"], rows.per_rim(flat))
         queries = self.queries.steps[t]
         flat = flat.index_select(0, rows.to_batch)
@@ -373,7 +373,7 @@ class Forward(Pass):
             scores.masked_fill_(~kept, -torch.inf)
         attention = stages.softmax_(scores)
         heard = self.heard.steps[t].copy_(heads_last(torch.bmm(attention, values), plan.heads))
-        out = product(heard, w.out.t())
+        out = product(heard, out_weight.t())
         if w.out_bias is not None:
             out += w.out_bias
         if plan.comm_keep is not None:
@@ -405,8 +405,10 @@ class Collector:
         self, products: dict[str, tuple[Tensor, str, str]], biases: dict[str, tuple[Tensor, str]]
     ) -> None:
         self.products, self.biases = products, biases
-        self.totals = {name: torch.zeros_like(weight) for name, (weight, *_) in (products | biases).items()}
-        wanted = {name for _, *names in (*products.values(), *biases.values()) for name in names}
+        self.totals = {name: torch.zeros_like(weight) for name, (weight, *_) in products.items()}
+        self.totals |= {name: torch.zeros_like(bias) for name, (bias, _) in biases.items()}
+        wanted = {name for _, x, dy in products.values() for name in (x, dy)}
+        wanted |= {dy for _, dy in biases.values()}
         self.pieces: dict[str, list[Sequence[Tensor]]] = {name: [] for name in wanted}
 
     def add(self, **pieces: Sequence[Tensor]) -> None:
@@ -449,30 +451,26 @@ class Backward(Pass):
         self.h0 = h0
         # Where RIMs that are not active matter to the scores, all rows ask; else those that are active.
         self.all_ask = plan.choose.competition or forward["traced"]
-        self.everyone = Rows(torch.ones(self.batch, self.num_rims, dtype=torch.bool, device=x.device))
         state_sums = "d_state" if plan.gru else "d_input"
         pairs = {
             "input_query": (weights.input_query, "asking" if self.all_ask else "h", "d_asks"),
             "ih": (weights.ih, "read", "d_input"),
             "hh": (weights.hh, "h", state_sums),
             "query": (weights.query, "h_new", "d_query"),
-            "key": (weights.key, "told", "d_key"),
-            "value": (weights.value, "told", "d_value"),
         }
-        biases = {"bias_ih": (weights.bias_ih, "d_input"), "bias_hh": (weights.bias_hh, state_sums)}
-        self.chunk = max(1, COLLECT // max(self.counts))
-        self.collect = Collector(
-            {name: (w, x, dy) for name, (w, x, dy) in pairs.items() if w is not None and name in needed},
-            {name: (w, dy) for name, (w, dy) in biases.items() if w is not None and name in needed},
-        )
+        sums = {"bias_ih": (weights.bias_ih, "d_input"), "bias_hh": (weights.bias_hh, state_sums)}
+        self.chunk = min(self.length, max(1, COLLECT // max(self.counts)))
+        products = {n: (w, x, dy) for n, (w, x, dy) in pairs.items() if w is not None and n in needed}
+        biases = {n: (w, dy) for n, (w, dy) in sums.items() if w is not None and n in needed}
         self.d_keys = None if self.source.keys is None else torch.zeros_like(self.source.keys)
         self.d_values = torch.zeros_like(self.source.values)
-        states = self.batch * self.num_rims
-        self.d_heard = {
-            name: x.new_empty(self.chunk, states, w.shape[2])
-            for name, w in (("key", weights.key), ("value", weights.value))
-            if w is not None
-        }
+        if weights.key is not None and weights.value is not None:
+            size = weights.key.shape[2] + weights.value.shape[2]
+            self.d_heard = x.new_empty(self.chunk, self.batch * self.num_rims, size)
+            both = torch.cat([weights.key, weights.value], dim=2)
+            if {"key", "value"} & needed:
+                products["told"] = (both, "told", "d_told")
+        self.collect = Collector(products, biases)
         self.d_out: list[Tensor] = []
         self.d_gate: list[Tensor] = []
 
@@ -498,22 +496,23 @@ class Backward(Pass):
                 None if d_communication is None else d_communication[t],
             )
             dh, dc = self.before(t, dh), self.before(t, dc)
-            if not t % self.chunk if not self.plan.reverse else t == self.length - 1 or not (t + 1) % self.chunk:
+            if (
+                not t % self.chunk
+                if not self.plan.reverse
+                else t == self.length - 1 or not (t + 1) % self.chunk
+            ):
                 self.end_chunk(t - t % self.chunk)
         return dh.view(self.batch, -1), dc.view(self.batch, -1)
 
     def end_chunk(self, start: int) -> None:
         """Weight gradients of the steps from ``start`` to the next multiple of ``chunk``."""
         stop = min(start + self.chunk, self.length)
-        if self.d_heard:
+        if self.weights.key is not None:
             rows = self.batch * self.num_rims
             told = self.told[start * rows : stop * rows]
             self.collect.add(
                 told=per_rim(told, self.num_rims),
-                **{
-                    f"d_{name}": per_rim(d[: stop - start].flatten(0, 1), self.num_rims)
-                    for name, d in self.d_heard.items()
-                },
+                d_told=per_rim(self.d_heard[: stop - start].flatten(0, 1), self.num_rims),
             )
         self.collect.flush()
 
@@ -556,7 +555,7 @@ class Backward(Pass):
             d_state=d_state_by_rim,
         )
         d_asks = None
-        if self.needed & {"x", "h", "input_query", "input_key", "input_value"}:
+        if attention is not None or "x" in self.needed:
             d_read = torch.empty_like(read)
             grouped(rows.per_rim(d_input), self.transposed["ih"], rows.per_rim(d_read))
             if plan.input_keep is not None:
@@ -582,7 +581,7 @@ class Backward(Pass):
         GRU's update gate is open for what is heard. Adds to ``dh`` what comes from RIMs that were heard with
         the state they keep."""
         plan, w, rows = self.plan, self.weights, step.rows
-        assert w.query is not None and w.key is not None and w.value is not None and w.out is not None
+        key, value, out = given(w.key, w.value, w.out)
         d_out = dh.index_select(0, rows.by_batch)
         d_gate = d_write = None
         if plan.gru or plan.official:
@@ -595,7 +594,7 @@ class Backward(Pass):
                 d_gate = torch.ops.aten.sigmoid_backward(d_opened, opened)
         if plan.comm_keep is not None:
             d_out = (d_out * plan.comm_keep[t].index_select(0, rows.by_batch)).mul_(plan.comm_scale)
-        d_heard = product(d_out, w.out)
+        d_heard = product(d_out, out)
         self.d_out.append(d_out)
         if d_gate is not None and w.gate is not None:
             d_heard += product(d_gate, w.gate)
@@ -615,22 +614,21 @@ class Backward(Pass):
         d_queries = torch.bmm(d_scores, keys).div_(math.sqrt(keys.shape[2]))
         d_query = heads_last(d_queries, plan.heads).index_select(0, rows.to_rim)
 
-        d_told = torch.empty_like(dh)
-        for name, d_parts, add in (("key", d_keys, False), ("value", d_values, True)):
-            if step.present is not None:
-                whole = d_parts.new_zeros(self.batch * plan.heads, *d_parts.shape[1:])
-                put(whole, plan.heads, step.present, d_parts)
-                d_parts = whole
-            flat = self.d_heard[name][t % self.chunk]
+        d_flat = self.d_heard[t % self.chunk]
+        sizes = [key.shape[2], value.shape[2]]
+        for flat, d_parts in zip(d_flat.split(sizes, dim=1), (d_keys, d_values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
-            split.copy_(d_parts.view_as(split))
-            grouped(
-                per_rim(flat, self.num_rims), self.transposed[name], per_rim(d_told, self.num_rims), add=add
-            )
+            if step.present is None:
+                split.copy_(d_parts.view_as(split))
+            else:
+                split.zero_().index_copy_(0, step.present, d_parts.unflatten(0, (-1, plan.heads)))
+        pieces = per_rim(d_flat, self.num_rims)
         if plan.official:  # no gradient reaches the candidates of those that are not active
+            d_told = torch.empty_like(dh)
+            grouped(pieces, self.transposed["told"], per_rim(d_told, self.num_rims))
             dh_new = dh.index_select(0, rows.by_rim).add_(d_told.index_select(0, rows.by_rim))
         else:
-            dh += d_told
+            grouped(pieces, self.transposed["told"], per_rim(dh, self.num_rims), add=True)
             dh_new = dh.index_select(0, rows.by_rim)
         pieces = rows.per_rim(d_query)
         grouped(pieces, self.transposed["query"], rows.per_rim(dh_new), add=True)
@@ -649,7 +647,7 @@ class Backward(Pass):
         if attention is None or step.weights is None:
             put(self.d_values[t], heads, groups, d_read.sum(1, keepdim=True))
             return None
-        assert self.source.keys is not None and self.d_keys is not None
+        all_keys, d_keys = given(self.source.keys, self.d_keys)
         values = pick(self.source.values[t], heads, groups)
         put(self.d_values[t], heads, groups, torch.bmm(attention.transpose(1, 2), d_read))
         d_slots = torch.bmm(d_read, values.transpose(1, 2))
@@ -658,8 +656,8 @@ class Backward(Pass):
             weights = self.rows_of(step.weights, rows, self.group)
             d_scores = stages.softmax_backward(weights, torch.nn.functional.pad(d_slots, (1, 0)))[..., 1:]
             asks = heads_first(asks.index_select(0, rows.by_batch), heads, self.group)
-            keys = pick(self.source.keys[t], heads, groups)
-            put(self.d_keys[t], heads, groups, torch.bmm(d_scores.transpose(1, 2), asks))
+            keys = pick(all_keys[t], heads, groups)
+            put(d_keys[t], heads, groups, torch.bmm(d_scores.transpose(1, 2), asks))
             return heads_last(torch.bmm(d_scores, keys), heads).index_select(0, rows.to_rim)
         dense = asks.new_zeros(len(asks), heads, 1 + slots)
         dense[:, :, 1:].index_copy_(0, rows.by_batch, heads_last(d_slots, heads).view(-1, heads, slots))
@@ -671,19 +669,21 @@ class Backward(Pass):
         per_group = 1 if plan.private else self.num_rims
         d_scores = heads_first(d_scores.transpose(1, 2).flatten(0, 1).flatten(1), heads, per_group)
         asks = heads_first(asks, heads, per_group)
-        self.d_keys[t] = torch.bmm(d_scores.transpose(1, 2), asks)
-        return heads_last(torch.bmm(d_scores, self.source.keys[t]), heads)
+        d_keys[t] = torch.bmm(d_scores.transpose(1, 2), asks)
+        return heads_last(torch.bmm(d_scores, all_keys[t]), heads)
 
     def gradients(self, x: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Those of x and, by name, of the weights."""
         w, heads = self.weights, self.plan.input_heads
         grads = self.collect.totals
+        if w.key is not None and "told" in grads:
+            grads["key"], grads["value"] = grads.pop("told").tensor_split([w.key.shape[2]], dim=2)
         d_values = heads_last(self.d_values.flatten(0, 1), heads)
         if self.d_keys is None:
             return d_values.view_as(x), self.out_gradients(grads)
         d_keys = heads_last(self.d_keys.flatten(0, 1), heads)
         d_keys /= math.sqrt(self.d_keys.shape[-1])
-        assert w.input_key is not None and w.input_value is not None
+        input_key, input_value = given(w.input_key, w.input_value)
         flat = x.reshape(-1, self.input_size)
         if "input_key" in self.needed:
             grads["input_key"] = product(flat.t(), d_keys)
@@ -691,8 +691,8 @@ class Backward(Pass):
             grads["input_value"] = product(flat.t(), d_values)
         dx = None
         if "x" in self.needed:
-            dx = product(d_values, w.input_value.t())
-            grouped([d_keys], [w.input_key.t()], [dx], add=True)
+            dx = product(d_values, input_value.t())
+            grouped([d_keys], [input_key.t()], [dx], add=True)
             dx = dx.view_as(x)
         return dx, self.out_gradients(grads)
 
@@ -709,8 +709,10 @@ class Backward(Pass):
         return grads
 
 
-SAVED = ("sums", "c_before", "aside", "asks", "told", "queries", "keys", "values", "attention", "heard")
-SAVED += ("squashed", "opened")
+SAVED = (
+    *("sums", "c_before", "aside", "asks"),
+    *("told", "queries", "keys", "values", "attention", "heard", "squashed", "opened"),
+)
 
 
 class SequenceFunction(torch.autograd.Function):
@@ -720,7 +722,7 @@ class SequenceFunction(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, x: Tensor, h0: Tensor, c0: Tensor, *tensors: Tensor | None) -> Any:
         run = Forward(plan, Weights(*tensors), x, h0, keep=True)
         states, h, c, source = run.run(x, h0, c0)
-        active, attention, communication = stack_traces(run.traces)
+        active, attention, communication = stack_traces(run.traces) or (None, None, None)
         names = [name for name in SAVED if hasattr(run, name)]
         buffers = [getattr(run, name) for name in names]
         ctx.plan, ctx.steps, ctx.names = plan, run.steps, names
@@ -742,50 +744,47 @@ class SequenceFunction(torch.autograd.Function):
         dy, dh, dc, _, d_attention, d_communication = grads
         names = ["plan", "x", "h", "c", *(field.name for field in fields(Weights))]
         needed = {name for name, wanted in zip(names, ctx.needs_input_grad) if wanted}
-        run = Backward(
-            ctx.plan,
-            weights,
-            x,
-            h0,
-            needed,
-            {
-                "source": Input(keys, values),
-                "states": states,
-                "steps": ctx.steps,
-                "saved": {n: cut(b, c) for n, b, c in zip(ctx.names, buffers, ctx.counts)},
-                "told": buffers[ctx.names.index("told")] if "told" in ctx.names else None,
-                "traced": d_attention is not None,
-            },
-        )
+        forward = {
+            "source": Input(keys, values),
+            "states": states,
+            "steps": ctx.steps,
+            "saved": {n: cut(b, c) for n, b, c in zip(ctx.names, buffers, ctx.counts)},
+            "told": buffers[ctx.names.index("told")] if "told" in ctx.names else None,
+            "traced": d_attention is not None,
+        }
         zeros = torch.zeros_like(h0)
-        dh0, dc0 = run.run(
-            torch.zeros_like(states) if dy is None else dy,
-            zeros if dh is None else dh,
-            zeros if dc is None else dc,
-            d_attention,
-            d_communication,
-        )
-        dx, by_name = run.gradients(x)
+        with torch.autocast(x.device.type, enabled=False):  # backward() may be called under it
+            run = Backward(ctx.plan, weights, x, h0, needed, forward)
+            dh0, dc0 = run.run(
+                torch.zeros_like(states) if dy is None else dy,
+                zeros if dh is None else dh,
+                zeros if dc is None else dc,
+                d_attention,
+                d_communication,
+            )
+            dx, by_name = run.gradients(x)
         return None, dx, dh0, dc0, *(by_name.get(name) for name in names[4:])
 
 
-def stack_traces(traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]]) -> Traces:
-    """Steps to one trace, in the order of time."""
+def stack_traces(traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]]) -> Trace | None:
+    """Steps to one trace, in the order of time; None of none."""
     if not traces:
-        return Traces()
+        return None
     steps = zip(*(traces[t] for t in range(len(traces))))
-    return Traces(*(None if parts[0] is None else torch.stack(parts) for parts in steps))
+    active, *attention = (None if parts[0] is None else torch.stack(parts) for parts in steps)
+    assert active is not None
+    return Trace(active, *attention)
 
 
 def run(
     plan: Plan, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Traces]:
-    """The sequence ``x [T, B, S, I]`` from ``h0, c0 [B, K * D]``: all states ``[T, B, K * D]``, the last h and
-    c, and the traces."""
+) -> tuple[Tensor, Tensor, Tensor, Trace | None]:
+    """The sequence ``x [T, B, S, I]`` from ``h0, c0 [B, K * D]``: all states ``[T, B, K * D]``, the last h
+    and c, and the trace."""
     tensors = weights.tensors()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *tensors)):
         states, h, c, *traces = SequenceFunction.apply(plan, x, h0, c0, *tensors)
-        return states, h, c, Traces(*traces)
+        return states, h, c, None if traces[0] is None else Trace(*traces)
     forward = Forward(plan, weights, x, h0, keep=False)
     states, h, c, _ = forward.run(x, h0, c0)
     return states, h, c, stack_traces(forward.traces)
