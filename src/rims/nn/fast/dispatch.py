@@ -11,6 +11,7 @@ from torch import Tensor
 from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
+from rims.nn.fast import gpu
 from rims.nn.fast.sequence import Plan, Traces, Weights, run
 from rims.nn.fast.stages import Chooser
 
@@ -23,7 +24,7 @@ def why_not(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "tracing and torch.compile"
     dtype = cell.dynamics.weight_hh.dtype
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", "cuda"):
         return f"device {x.device.type!r}"
     if dtype not in (torch.float32, torch.float64):
         return f"weights of {dtype}"
@@ -36,7 +37,7 @@ def why_not(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
             return f"a {type(module).__name__} inside the cell"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return f"a hook on a {type(module).__name__}"
-    return None
+    return gpu.why_not(cell, x) if x.device.type == "cuda" else None
 
 
 def run_sequence(
@@ -53,6 +54,9 @@ def run_sequence(
     return_trace: bool = False,
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Traces | None]:
     """As :func:`rims.nn.rim.run_cell`."""
+    if x.device.type == "cuda":
+        options = {"reset": reset, "mask": mask, "valid": valid, "disabled": disabled, "reverse": reverse}
+        return gpu.run_sequence(cell, x, h, c, **options, return_trace=return_trace)
     dtype, device = cell.dynamics.weight_hh.dtype, x.device.type
     x = x.to(dtype)
     if cell.inputs == "vector":
