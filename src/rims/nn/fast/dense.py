@@ -296,7 +296,7 @@ class TorchLoop:
         for position in reversed(range(length)):
             t = order[position]
             on = s.active[t][..., None]
-            h = i.h0.view_as(dh) if position == 0 else s.states[order[position - 1]]
+            h = i.h0.reshape(dh.shape) if position == 0 else s.states[order[position - 1]]
             h = before(i, t, h)
             dh = dh + dy[t]
             dh_new, d_write = dh, None
@@ -320,7 +320,7 @@ class TorchLoop:
                 d_state[t] = d_st
             else:
                 i_, f, g, o_ = gates.chunk(4, -1)
-                c = i.c0.view_as(dc) if position == 0 else s.memory[order[position - 1]]
+                c = i.c0.reshape(dc.shape) if position == 0 else s.memory[order[position - 1]]
                 c, tanh_c = before(i, t, c), s.memory[t].tanh()
                 dc_new = dc + dh_new * o_ * (1 - tanh_c * tanh_c)
                 sums = [
@@ -392,9 +392,9 @@ def before(i: Inputs, t: int, state: Tensor) -> Tensor:
     return state if i.reset is None else state.masked_fill(i.reset[t, :, None, None], 0.0)
 
 
-def states_before(o: Options, i: Inputs, states: Tensor) -> Tensor:
-    """The states that all steps begin with, ``[T, B, K, D]``, from those they end with."""
-    first = i.h0.view_as(states[:1])
+def states_before(o: Options, i: Inputs, first: Tensor, states: Tensor) -> Tensor:
+    """The states that all steps begin with, ``[T, B, K, D]``, from the first and those they end with."""
+    first = first.reshape(states[:1].shape)
     shifted = torch.cat([states[1:], first] if o.reverse else [first, states[:-1]])
     return shifted if i.reset is None else shifted.masked_fill(i.reset[..., None, None], 0.0)
 
@@ -411,7 +411,7 @@ def gradients(
         grads["c0"] = p.dc0.flatten(1)
 
     # What moves the states by themselves.
-    start = states_before(o, i, s.states).flatten(0, 1)
+    start = states_before(o, i, i.h0, s.states).flatten(0, 1)
     d_input, d_state = p.d_input.flatten(0, 1), p.d_state.flatten(0, 1)
     grads["hh"] = over_rows(start, d_state, dtype)
     if i.bias_ih is not None:
