@@ -1,4 +1,4 @@
-"""Random layers and sequences that the GPU's fast path covers, and a comparison of an engine with the cell."""
+"""Random layers and sequences that the GPU's fast path covers; an engine compared with the cell."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class Case(NamedTuple):
     input_dropout: bool = False
     comm_dropout: bool = False
     zero_state: bool = False
+
+
+PAPER_IN_SMALL: dict[str, Any] = {"input_size": 10, "hidden_size": 60, "num_rims": 6, "num_active": 4}
 
 
 @st.composite
@@ -142,3 +145,11 @@ def errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, flo
         name: float((found[name] - value).abs().max() / max(1.0, float(value.abs().max())))
         for name, value in wanted.items()
     }
+
+
+def assert_equal(case: Case, engine: dense.Engine, dtype: torch.dtype, tolerance: float) -> None:
+    """The engine and the cell agree in all results and gradients."""
+    found, wanted = outcome(case, engine, dtype), outcome(case, None, dtype)
+    assert torch.equal(found["active"], wanted["active"])
+    worst = {name: error for name, error in errors(found, wanted).items() if not error <= tolerance}
+    assert not worst

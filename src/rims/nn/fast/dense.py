@@ -112,8 +112,8 @@ class Saved(NamedTuple):
     attention: Tensor
     """a, ``[R, T, B, K]``."""
     gates: Tensor
-    """``[T, B, K, 4 * D]``: input, forget, cell, output; with a GRU reset, update, new, and the recurrent part
-    of new. Of active RIMs alone."""
+    """``[T, B, K, 4 * D]``: input, forget, cell, output; with a GRU reset, update, new, and new's sum over
+    the state. Of active RIMs alone."""
     told: Tensor | None
     """The states that are heard, ``[T, B, K, D]``."""
     qkv: Tensor | None
@@ -264,8 +264,11 @@ class TorchLoop:
         if not o.heads:
             return Saved(told, memory, active, attention, gates, None, None, None, None, None)
 
-        assert i.query is not None and i.key is not None and i.value is not None
-        assert i.out is not None and i.out_bias is not None
+        assert i.query is not None
+        assert i.key is not None
+        assert i.value is not None
+        assert i.out is not None
+        assert i.out_bias is not None
         qkv = torch.cat([per_rim(told, w, dtype) for w in (i.query, i.key, i.value)], -1)
         q, k, v = split_heads(o, qkv.to(h.dtype), i.value.shape[-1])
         scores = torch.einsum("bihe,bjhe->bhij", q, k) / math.sqrt(q.shape[-1])
@@ -345,8 +348,12 @@ class TorchLoop:
     ) -> tuple[Tensor, Tensor | None]:
         """From the gradient of the states after the step, that of the states that were heard and, with a GRU,
         of how far the update gate was open. Fills in ``d_qkv`` and ``d_out`` of the step."""
-        assert i.query is not None and i.key is not None and i.value is not None and i.out is not None
-        assert s.qkv is not None and s.hearing is not None
+        assert i.query is not None
+        assert i.key is not None
+        assert i.value is not None
+        assert i.out is not None
+        assert s.qkv is not None
+        assert s.hearing is not None
         dtype = o.product_dtype
         d_heard = torch.where(s.active[t][..., None], dh, 0.0)
         d_write = None
@@ -420,8 +427,11 @@ def gradients(
 
     # What was heard. A loop may have padded E and V of a head with zeros.
     if p.d_qkv is not None and p.d_out is not None:
-        assert s.told is not None and s.heard is not None and s.qkv is not None
-        assert i.query is not None and i.value is not None
+        assert s.told is not None
+        assert s.heard is not None
+        assert s.qkv is not None
+        assert i.query is not None
+        assert i.value is not None
         whole = over_rows(s.told.flatten(0, 1), p.d_qkv.flatten(0, 1), dtype)
         parts = split_heads(o, whole, s.heard.shape[-1])
         for name, part, weight in zip(("query", "key", "value"), parts, (i.query, i.query, i.value)):
@@ -495,8 +505,8 @@ class Engine(Protocol):
         dh: Tensor,
         dc: Tensor,
     ) -> list[Tensor | None]:
-        """Gradients of the first ``NUM_DIFFERENTIABLE`` inputs, from those of all states ``[T, B, K, D]`` and of
-        the last h and c ``[B, K, D]``."""
+        """Gradients of the first ``NUM_DIFFERENTIABLE`` inputs, from those of all states ``[T, B, K, D]`` and
+        of the last h and c ``[B, K, D]``."""
 
 
 class Eager:

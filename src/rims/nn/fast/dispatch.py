@@ -55,8 +55,18 @@ def run_sequence(
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Traces | None]:
     """As :func:`rims.nn.rim.run_cell`."""
     if x.device.type == "cuda":
-        options = {"reset": reset, "mask": mask, "valid": valid, "disabled": disabled, "reverse": reverse}
-        return gpu.run_sequence(cell, x, h, c, **options, return_trace=return_trace)
+        return gpu.run_sequence(
+            cell,
+            x,
+            h,
+            c,
+            reset=reset,
+            mask=mask,
+            valid=valid,
+            disabled=disabled,
+            reverse=reverse,
+            return_trace=return_trace,
+        )
     dtype, device = cell.dynamics.weight_hh.dtype, x.device.type
     x = x.to(dtype)
     if cell.inputs == "vector":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -88,7 +89,7 @@ def run_sequence(
     disabled: Bool[Tensor, " K"] | None = None,
     reverse: bool = False,
     return_trace: bool = False,
-) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Traces | None]:
+) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Any]:
     """As :func:`rims.nn.rim.run_cell`."""
     if return_trace and torch.is_grad_enabled():  # only the reference's traces carry gradients
         from rims.nn.rim import run_cell
@@ -108,7 +109,8 @@ def run_sequence(
     assert mask is None  # only slots and private inputs have one
     o, i = prepare(cell, x, h, c, reset=reset, valid=valid, disabled=disabled, reverse=reverse)
     o, i = with_dropout(cell, o, i)
-    with torch.autocast(x.device.type, enabled=False):
+    # Triton and graphs work on the current device, which need not be that of x.
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         result = run(o, i, choose_engine(o, i))
     y = result.states if valid is None else result.states.masked_fill(~valid[..., None], 0.0)
     if not return_trace:
@@ -137,10 +139,10 @@ def prepare(
     assert attention is not None
     dtype, device = dynamics.weight_hh.dtype, x.device.type
     autocast = torch.is_autocast_enabled(device) and dtype == torch.float32
-    hears: tuple[Tensor | None, ...] = (None,) * 5
+    query = key = value = weight = bias = None
     if communication is not None:
-        out = communication.out
-        hears = (communication.query, communication.key, communication.value, out.weight, out.bias)
+        query, key, value = communication.query, communication.key, communication.value
+        weight, bias = communication.out.weight, communication.out.bias
     o = Options(
         num_rims=cell.num_rims,
         num_active=cell.num_active,
@@ -161,10 +163,14 @@ def prepare(
         dynamics.weight_hh,
         dynamics.bias_ih,
         dynamics.bias_hh,
-        *hears,
-        reset=reset,
-        valid=valid,
-        disabled=disabled,
+        query,
+        key,
+        value,
+        weight,
+        bias,
+        reset,
+        valid,
+        disabled,
     )
     return o, i
 

@@ -87,7 +87,7 @@ class Cache:
         self.lock = threading.Lock()  # the backward pass runs in threads of autograd's
 
     def __call__(self, name: Hashable, function: Function, inputs: MaybeTensors) -> MaybeTensors:
-        """``function(inputs)``, by a graph; ``name`` says which function. The results are the caller's own."""
+        """``function(inputs)``, by a graph; ``name`` says which function. Results are the caller's own."""
         if not self.backend.usable():
             return function(inputs)
         key = (name, self.backend.context(), *map(signature, inputs))

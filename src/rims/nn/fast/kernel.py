@@ -1,10 +1,10 @@
 """The loop over time as one Triton kernel each way.
 
-All coupling between RIMs is inside a batch row, so a program takes a tile of rows, all RIMs of them, and walks
-through time without ever waiting for another program. What one thread writes and another reads goes through
-global memory (in practice the caches), with a barrier between the phases of a step. Per tile and step the
-recurrent and communication weights are read once, from the L2 cache; that traffic, not arithmetic, is what a
-step costs (docs/gpu-notes.md).
+All coupling between RIMs is inside a batch row, so a program takes a tile of rows, all RIMs of them, and
+walks through time without ever waiting for another program. What one thread writes and another reads goes
+through global memory (in practice the caches), with a barrier between the phases of a step. Per tile and step
+the recurrent and communication weights are read once, from the L2 cache; that traffic, not arithmetic, is
+what a step costs (docs/gpu-notes.md).
 
 Forwards, a step is: scores and who is active; gates and new states; queries, keys and values; attention over
 the RIMs; projection. Backwards the same from the end, with gates and attention weights kept from the forward
@@ -15,9 +15,14 @@ which keeps float32's precision on tensor cores, unless torch is told to allow t
 Sizes are padded to powers of two by masks. Shapes as in :mod:`rims.nn.fast.dense`.
 """
 
+# A kernel's parameters are pointers and numbers that Triton types at each launch.
+# mypy: disable-error-code=no-untyped-def
+
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,12 +33,17 @@ from torch import Tensor
 from rims.nn.fast.dense import Inputs, Options, Pieces, Saved, states_before
 
 
-@triton.jit
+def jit(function: Callable[..., Any]) -> Any:
+    """``triton.jit`` of the function itself: run-time checks, which tests wrap it in, do not compile."""
+    return triton.jit(inspect.unwrap(function))
+
+
+@jit
 def _sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 
 
-@triton.jit
+@jit
 def _tanh(x):
     # Near zero 1 - exp(-2x) loses digits; there, the series.
     s = x * x
@@ -41,7 +51,7 @@ def _tanh(x):
     return tl.where(s < 0.0225, series, 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0)
 
 
-@triton.jit
+@jit
 def _forward(
     h,  # [T + 1, B, K, D], one end filled with h0
     c,  # the same, or [1, B, K, D] in place
@@ -83,6 +93,7 @@ def _forward(
     VT: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
+    BW: tl.constexpr,
     STAGES: tl.constexpr,
     GRU: tl.constexpr,
     BIAS: tl.constexpr,
@@ -278,10 +289,10 @@ def _forward(
                 values = tl.load(
                     source + 2 * QS + head * VP + ve[None, None, :], mask=here_k[:, :, None], other=0.0
                 ).to(tl.float32)
-                for k in tl.static_range(K):
-                    pair = rows * K + k
+                for asking in tl.static_range(K):
+                    asker = rows * K + asking
                     q = tl.load(
-                        qkv + (kept + pair)[:, None] * QW + head * EP + e[None, :],
+                        qkv + (kept + asker)[:, None] * QW + head * EP + e[None, :],
                         mask=here[:, None],
                         other=0.0,
                     ).to(tl.float32)
@@ -289,10 +300,15 @@ def _forward(
                     score = tl.where(heard_by_all[None, :], score, float("-inf"))
                     weight = tl.exp(score - tl.max(score, 1)[:, None])
                     weight = weight / tl.sum(weight, 1)[:, None]
-                    to = heard + (kept + pair)[:, None] * VS + head * VP + ve[None, :]
+                    to = heard + (kept + asker)[:, None] * VS + head * VP + ve[None, :]
                     tl.store(to, tl.sum(weight[:, :, None] * values, 1), mask=here[:, None])
-                    on = here & (tl.load(active + first + pair, mask=here, other=0) != 0)
-                    to = hearing + (t * B + rows)[:, None] * (H * K * K) + (head * K + k) * K + ks[None, :]
+                    on = here & (tl.load(active + first + asker, mask=here, other=0) != 0)
+                    to = (
+                        hearing
+                        + (t * B + rows)[:, None] * (H * K * K)
+                        + (head * K + asking) * K
+                        + ks[None, :]
+                    )
                     tl.store(to, tl.where(on[:, None], weight, 0.0), mask=here_k)
             tl.debug_barrier()
 
@@ -301,8 +317,8 @@ def _forward(
                 pair = rows * K + k
                 on = here & (tl.load(active + first + pair, mask=here, other=0) != 0)
                 out = tl.zeros((BM, DP), tl.float32)
-                for v0 in tl.range(0, VS, BK, num_stages=STAGES):
-                    v = v0 + tl.arange(0, BK)
+                for v0 in tl.range(0, VS, BW, num_stages=STAGES):
+                    v = v0 + tl.arange(0, BW)
                     x = tl.load(
                         heard + (kept + pair)[:, None] * VS + v[None, :],
                         mask=here[:, None] & (v < VS)[None, :],
@@ -332,7 +348,7 @@ def _forward(
             tl.debug_barrier()
 
 
-@triton.jit
+@jit
 def _backward(
     dh,  # [B, K, D], of the last state; in the end of the first
     dc,
@@ -375,6 +391,7 @@ def _backward(
     VT: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
+    BW: tl.constexpr,
     STAGES: tl.constexpr,
     GRU: tl.constexpr,
     RESET: tl.constexpr,
@@ -430,8 +447,8 @@ def _backward(
             for k in tl.range(0, K, num_stages=1):
                 pair = rows * K + k
                 g = tl.zeros((BM, VT), tl.float32)
-                for d0 in tl.range(0, D, BK, num_stages=STAGES):
-                    d = d0 + tl.arange(0, BK)
+                for d0 in tl.range(0, D, BW, num_stages=STAGES):
+                    d = d0 + tl.arange(0, BW)
                     x = tl.load(
                         d_out + (first + pair)[:, None] * D + d[None, :],
                         mask=here[:, None] & (d < D)[None, :],
@@ -457,15 +474,18 @@ def _backward(
                 values = tl.load(qkv + spot_v, mask=here_e, other=0.0).to(tl.float32)
                 d_keys = tl.zeros((BM, KP, EP), tl.float32)
                 d_values = tl.zeros((BM, KP, VP), tl.float32)
-                for k in tl.static_range(K):
-                    pair = rows * K + k
-                    spot_q = (first + pair)[:, None] * QW + head * EP + e[None, :]
+                for asking in tl.static_range(K):
+                    asker = rows * K + asking
+                    spot_q = (first + asker)[:, None] * QW + head * EP + e[None, :]
                     q = tl.load(qkv + spot_q, mask=here[:, None], other=0.0).to(tl.float32)
                     g = tl.load(
-                        d_heard + pair[:, None] * VS + head * VP + ve[None, :], mask=here[:, None], other=0.0
+                        d_heard + asker[:, None] * VS + head * VP + ve[None, :], mask=here[:, None], other=0.0
                     )
                     weight = tl.load(
-                        hearing + (t * B + rows)[:, None] * (H * K * K) + (head * K + k) * K + ks[None, :],
+                        hearing
+                        + (t * B + rows)[:, None] * (H * K * K)
+                        + (head * K + asking) * K
+                        + ks[None, :],
                         mask=here_k,
                         other=0.0,
                     )
@@ -488,8 +508,8 @@ def _backward(
             mask_on = on[:, None] & mask
             d_told = tl.zeros((BM, DP), tl.float32)
             if H > 0:
-                for n0 in tl.range(0, QW, BK, num_stages=STAGES):
-                    n = n0 + tl.arange(0, BK)
+                for n0 in tl.range(0, QW, BW, num_stages=STAGES):
+                    n = n0 + tl.arange(0, BW)
                     x = tl.load(
                         d_qkv + (first + pair)[:, None] * QW + n[None, :],
                         mask=here[:, None] & (n < QW)[None, :],
@@ -560,8 +580,8 @@ def _backward(
         for k in tl.range(0, K, num_stages=1):
             pair = rows * K + k
             g = tl.zeros((BM, DP), tl.float32)
-            for n0 in tl.range(0, NG * D, BK, num_stages=STAGES):
-                n = n0 + tl.arange(0, BK)
+            for n0 in tl.range(0, NG * D, BW, num_stages=STAGES):
+                n = n0 + tl.arange(0, BW)
                 x = tl.load(
                     d_state + (first + pair)[:, None] * (NG * D) + n[None, :],
                     mask=here[:, None] & (n < NG * D)[None, :],
@@ -587,13 +607,14 @@ class Sizes:
         self.rim = i.h0.shape[1] // o.num_rims
         self.key = self.value = 1
         if o.heads:
-            assert i.query is not None and i.value is not None
+            assert i.query is not None
+            assert i.value is not None
             self.key, self.value = i.query.shape[-1] // o.heads, i.value.shape[-1] // o.heads
         self.key_padded, self.value_padded = power_of_two(self.key), power_of_two(self.value)
         self.rim_stride = (self.rim + 15) // 16 * 16
         """Of a row of a weight matrix: rows start where 16-byte loads may."""
         half = o.product_dtype.itemsize == 2
-        self.common = {
+        self.common: dict[str, Any] = {
             "K": o.num_rims,
             "D": self.rim,
             "R": o.input_heads,
@@ -605,7 +626,8 @@ class Sizes:
             "KP": power_of_two(o.num_rims),
             "VT": max(16, power_of_two(o.heads * self.value_padded)),
             "BM": rows_of_a_tile(i.h0),
-            "BK": 32 if half else 16,
+            "BK": 32 if half else 16,  # rows of a weight matrix at a time, where several are read together
+            "BW": 64 if half else 32,  # and where it is one
             "GRU": o.gru,
             "RESET": i.reset is not None,
             "DROPOUT": i.comm_keep is not None,
@@ -638,10 +660,26 @@ def why_not(o: Options, i: Inputs) -> str | None:
     tile = sizes.common
     if i.h0.dtype != torch.float32:
         return f"states of {i.h0.dtype}"
+    if (obstacle := unfit(i.h0.device, sizes, o.product_dtype)) is not None:
+        return obstacle
     if max(tile["DP"], sizes.query_tile, tile["VT"]) > 256:
         return f"{sizes.rim} units a RIM, or {o.heads} heads of {sizes.key} and {sizes.value}: more than 256"
     if tile["KP"] * max(sizes.key_padded, sizes.value_padded) > 1024 or tile["KP"] > 32:
         return f"{o.num_rims} RIMs with heads of {sizes.key} and {sizes.value}: too many for a tile"
+    return None
+
+
+def unfit(device: torch.device, sizes: Sizes, dtype: torch.dtype) -> str | None:
+    """What keeps the kernel from a device; None if nothing does."""
+    if device.type != "cuda":  # the interpreter
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip or properties.major < 8:
+        return f"the device {properties.name}"
+    tile = sizes.common
+    needed = tile["STAGES"] * tile["BK"] * (4 * tile["DP"] + tile["BM"]) * dtype.itemsize
+    if needed > properties.shared_memory_per_block_optin:
+        return f"{sizes.rim} units a RIM: {needed} bytes of the device's shared memory"
     return None
 
 
@@ -662,7 +700,9 @@ def pad_heads(weight: Tensor, heads: int, size: int) -> Tensor:
 
 def queries_keys_values(o: Options, i: Inputs, sizes: Sizes) -> Tensor:
     """The three matrices of the communication side by side, heads padded: ``[K, D, Q]``."""
-    assert i.query is not None and i.key is not None and i.value is not None
+    assert i.query is not None
+    assert i.key is not None
+    assert i.value is not None
     parts = ((i.query, sizes.key_padded), (i.key, sizes.key_padded), (i.value, sizes.value_padded))
     return torch.cat([pad_heads(weight, o.heads, size) for weight, size in parts], -1).to(o.product_dtype)
 
