@@ -677,8 +677,10 @@ def unfit(device: torch.device, sizes: Sizes, dtype: torch.dtype) -> str | None:
     if torch.version.hip or properties.major < 8:
         return f"the device {properties.name}"
     tile = sizes.common
-    needed = tile["STAGES"] * tile["BK"] * (4 * tile["DP"] + tile["BM"]) * dtype.itemsize
-    if needed > properties.shared_memory_per_block_optin:
+    chunk = tile["BK"] * (4 * tile["DP"] + tile["BM"]) * dtype.itemsize
+    needed = (tile["STAGES"] - 1) * chunk + 4096
+    least_of_ampere = 99 * 1024
+    if needed > getattr(properties, "shared_memory_per_block_optin", least_of_ampere):
         return f"{sizes.rim} units a RIM: {needed} bytes of the device's shared memory"
     return None
 
