@@ -11,7 +11,10 @@ Cells = list[tuple[str, ...]]
 
 def tables(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], Cells]]:
     """Title, header and rows of every table."""
-    layers: Cells = [(row["name"], f"{row['parameters']:,}", _mebibytes(row["memory"])) for row in result["layers"]]
+    layers: Cells = [
+        (row["name"], f"{row['parameters']:,}", _mebibytes(row["memory"]))
+        for row in result["layers"]
+    ]
     yield "what is compared", ("", "parameters", "peak memory"), layers
     for title, rows in groupby(result["rows"], key=lambda row: row["table"]):
         yield title, ("", "ms", "ratio", "quartiles", "tokens/s", "of peak"), [_cells(row) for row in rows]

@@ -11,6 +11,7 @@ from torch import Tensor
 from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
+from rims.nn.fast import gpu
 from rims.nn.fast.sequence import Plan, Weights, run
 from rims.nn.fast.single import applies, single_step
 from rims.nn.fast.stages import Chooser
@@ -25,7 +26,7 @@ def why_not(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "tracing and torch.compile"
     dtype = cell.dynamics.weight_hh.dtype
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", "cuda"):
         return f"device {x.device.type!r}"
     if dtype not in (torch.float32, torch.float64):
         return f"weights of {dtype}"
@@ -38,7 +39,7 @@ def why_not(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
             return f"a {type(module).__name__} inside the cell"
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return f"a hook on a {type(module).__name__}"
-    return None
+    return gpu.why_not(cell, x) if x.device.type == "cuda" else None
 
 
 def run_sequence(
@@ -55,6 +56,19 @@ def run_sequence(
     return_trace: bool = False,
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
     """As :func:`rims.nn.rim.run_cell`."""
+    if x.device.type == "cuda":
+        return gpu.run_sequence(
+            cell,
+            x,
+            h,
+            c,
+            reset=reset,
+            mask=mask,
+            valid=valid,
+            disabled=disabled,
+            reverse=reverse,
+            return_trace=return_trace,
+        )
     if (
         not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or return_trace)
         and valid is None
