@@ -328,12 +328,16 @@ def test_auto_falls_back_and_fast_says_why() -> None:
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 def test_equal_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "onednn_wins", lambda many_rows: True)
+    monkeypatch.setattr(matmul, "onednn_wins", lambda: True)
+    monkeypatch.setattr(matmul, "MANY_ROWS", 1)
     torch.manual_seed(2)
     reference, fast = pair(torch.float32, num_active=RIMS)
     x, state = sample(torch.float32, batch=20), [torch.randn(1, 20, RIMS * SIZE) for _ in range(2)]
     assert_equal(everything(reference, x, state), everything(fast, x, state), 1e-4)
 
 
-def test_the_probe_answers() -> None:
-    assert matmul.onednn_wins(True) in (True, False)
+def test_the_matmul_library_follows_from_the_machine_alone() -> None:
+    """A resumed run repeats a run bit for bit, so no stop watch may choose."""
+    first = matmul.onednn_wins()
+    matmul.onednn_wins.cache_clear()
+    assert matmul.onednn_wins() is first

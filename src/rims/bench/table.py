@@ -12,8 +12,7 @@ Cells = list[tuple[str, ...]]
 def tables(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], Cells]]:
     """Title, header and rows of every table."""
     layers: Cells = [
-        (row["name"], f"{row['parameters']:,}", _mebibytes(row["memory"]))
-        for row in result["layers"]
+        (row["name"], f"{row['parameters']:,}", _mebibytes(row["memory"])) for row in result["layers"]
     ]
     yield "what is compared", ("", "parameters", "peak memory"), layers
     for title, rows in groupby(result["rows"], key=lambda row: row["table"]):

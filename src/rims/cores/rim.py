@@ -46,6 +46,16 @@ class RIMCore(Core):
         output, state, _ = self._run(x, state, reset, return_trace=False)
         return output, state
 
+    @property
+    def flops_per_step(self) -> int:
+        """As for any core, of the step as specified: all RIMs computed. The fast path skips the dynamics of
+        those that are not active."""
+        backend, self.rim.backend = self.rim.backend, "reference"
+        try:
+            return super().flops_per_step
+        finally:
+            self.rim.backend = backend
+
     def trace(
         self,
         x: Float[Tensor, "T B I"],

@@ -29,13 +29,12 @@ def select_active(
     precision cannot tell apart.
     """
     penalty = penalty.masked_fill(penalty.isnan(), torch.inf)
-    if disabled is not None:
-        penalty = penalty.masked_fill(disabled, torch.inf)
     own, other = penalty[:, :, None], penalty[:, None, :]
     index = torch.arange(penalty.shape[1], device=penalty.device)
     before = (other < own) | ((other == own) & (index < index[:, None]))
-    active = before.sum(dim=-1) < num_active
-    return active if disabled is None else active & ~disabled
+    if disabled is None:
+        return before.sum(dim=-1) < num_active
+    return ((before & ~disabled).sum(dim=-1) < num_active) & ~disabled
 
 
 def lesion_mask(

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rims.nn.selection import select_active
+
 
 @dataclass(frozen=True)
 class Options:
@@ -201,19 +203,8 @@ def keep_values(o: Options, i: Inputs, values: Tensor) -> Tensor:
 
 
 def choose(o: Options, penalty: Tensor, disabled: Tensor | None, valid: Tensor | None) -> Tensor:
-    """As :func:`rims.nn.selection.select_active`, by counting who comes before: no sort.
-
-    Penalties ``[B, K]`` lie within 0 and 1; removed RIMs come after all of them, NaN last.
-    """
-    penalty = penalty.masked_fill(penalty.isnan(), 3.0)
-    if disabled is not None:
-        penalty = penalty.masked_fill(disabled, 2.0)
-    index = torch.arange(o.num_rims, device=penalty.device)
-    mine, other = penalty[:, :, None], penalty[:, None, :]
-    before = (other < mine) | ((other == mine) & (index < index[:, None]))
-    active = before.sum(-1) < o.num_active
-    if disabled is not None:
-        active = active & ~disabled
+    """The active RIMs ``[B, K]``; none where a row stands still."""
+    active = select_active(penalty, o.num_active, disabled)
     return active if valid is None else active & valid[:, None]
 
 

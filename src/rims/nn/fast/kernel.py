@@ -154,9 +154,9 @@ def _forward(
             tl.store(attention + plane // D + by_rim, _sigmoid(score), mask=here_k)
             penalty += _sigmoid(-score)
         penalty = penalty / R
-        penalty = tl.where(penalty != penalty, 3.0, penalty)  # NaN comes last
+        penalty = tl.where(penalty != penalty, 2.0, penalty)  # NaN comes last, before the removed
         if DISABLED:
-            penalty = tl.where(removed[None, :], 2.0, penalty)
+            penalty = tl.where(removed[None, :], 3.0, penalty)
         penalty = tl.where((ks < K)[None, :], penalty, 4.0)
         mine = penalty[:, :, None]
         other = penalty[:, None, :]

@@ -14,6 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+MANY_ROWS = 512
+"""From here on a product may go to oneDNN. It prepares for every shape that it meets, which takes longer than
+the small products of a step, whose rows differ from step to step."""
+
 
 def _onednn(x: Tensor, w: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), w.t(), None, "none", [], "")
@@ -33,16 +37,13 @@ def onednn_wins() -> bool:
     return "Intel" not in vendor and "AVX512" in backends.cpu.get_cpu_capability()
 
 
-def _use_onednn(x: Tensor, w: Tensor) -> bool:
-    rows = x.shape[0]
-    return rows >= 16 and x.dtype is w.dtype is torch.float32 and onednn_wins(rows >= 512)
-
-
 def product(x: Tensor, w: Tensor) -> Tensor:
     """``x [n, i] @ w [i, o]``, multiplied in the dtype of ``w`` and returned in the dtype of ``x``."""
     if x.dtype != w.dtype:
         return torch.mm(x.to(w.dtype), w).to(x.dtype)
-    return _onednn(x, w) if _use_onednn(x, w) else torch.mm(x, w)
+    if x.shape[0] >= MANY_ROWS and x.dtype == torch.float32 and onednn_wins():
+        return _onednn(x, w)
+    return torch.mm(x, w)
 
 
 def grouped(
@@ -55,11 +56,8 @@ def grouped(
 ) -> None:
     """``out = x @ w (+ bias)``, or ``out += x @ w``, for each RIM's rows, weight and result; rows may differ
     in number."""
-    elsewhere: bool | None = None
     for k, (x, w, out) in enumerate(zip(xs, ws, outs)):
-        if elsewhere is None:  # once for all: asking takes as long as a small product
-            elsewhere = x.dtype != w.dtype or _use_onednn(x, w)
-        if elsewhere:
+        if x.dtype != w.dtype:
             result = product(x, w) if biases is None else product(x, w).add_(biases[k])
             out.add_(result) if add else out.copy_(result)
         elif add:
@@ -72,7 +70,4 @@ def grouped(
 
 def accumulate(total: Tensor, x: Tensor, dy: Tensor) -> None:
     """``total [i, o] += x [n, i].T @ dy [n, o]``: the gradient of a weight."""
-    if _use_onednn(x, dy):
-        total += _onednn(x.t(), dy)
-    else:
-        total.addmm_(x.t(), dy)
+    total.addmm_(x.t(), dy)
