@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "cores": {"nn", "errors"},
     "models": {"cores", "tasks", "nn"},
     "analysis": {"nn"},
+    "bench": {"nn", "cores"},
     "train": {"models", "cores", "tasks", "nn", "errors"},
     "experiments": {"report", "train", "models", "cores", "tasks", "nn", "errors"},
     "report": {"train", "analysis", "models", "cores", "tasks", "nn", "errors"},
