@@ -207,7 +207,7 @@ class Demo:
 
     folder: Path = Path("runs/demo")
     """Folder of the three runs and the report; runs that stand there go on."""
-    updates: int = 1500
+    updates: int = 2000
     """Gradient steps of each run."""
     seed: int = 0
     """Decides weights and data of each run."""
