@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rims.bench import run, table
-from rims.bench.arms import ARMS, Setting, layer, make_call, matched_size
+from rims.bench.arms import ARMS, Setting, layer, make_call
 from rims.bench.measure import matmul_peak, paired, peak_memory
 from rims.cli import main
 
@@ -57,16 +57,6 @@ def test_peak_memory_is_that_of_one_call() -> None:
     if size is None:
         pytest.skip("this system does not tell")
     assert size / 2**20 == pytest.approx(64, abs=8)
-
-
-@pytest.mark.parametrize("gates", [3, 4])
-def test_matched_size_is_the_nearest(gates: int) -> None:
-    def count(size: int) -> int:
-        return gates * size * (600 + size + 2)
-
-    size = matched_size(gates, 600, 1_764_900)
-    nearest = min(range(1, 2000), key=lambda n: abs(count(n) - 1_764_900))
-    assert size == nearest
 
 
 def test_arms_of_equal_parameters_have_them() -> None:

@@ -3,7 +3,6 @@ parameters."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rims.cores.sizes import units_for_parameters
 from rims.nn import RIM
 
 Mode = Literal["forward", "train", "step"]
@@ -67,12 +67,6 @@ class CellLoop(nn.Module):
         return torch.stack(outputs), state
 
 
-def matched_size(gates: int, input_size: int, parameters: int) -> int:
-    """Units of the nn.LSTM (4 gates) or nn.GRU (3) with about ``parameters`` parameters."""
-    b = input_size + 2
-    return max(1, round((math.sqrt(b * b + 4 * parameters / gates) - b) / 2))
-
-
 def layer(name: str, setting: Setting) -> nn.Module:
     """The layer called ``name``, one of :data:`ARMS`."""
     if name.startswith("RIM"):
@@ -80,7 +74,10 @@ def layer(name: str, setting: Setting) -> nn.Module:
     sizes = (setting.input_size, setting.hidden_size)
     if name.endswith("equal parameters"):
         parameters = sum(p.numel() for p in replace(setting, device="meta").rim().parameters())
-        sizes = (setting.input_size, matched_size(4 if "LSTM" in name else 3, setting.input_size, parameters))
+        sizes = (
+            setting.input_size,
+            units_for_parameters(4 if "LSTM" in name else 3, setting.input_size, parameters),
+        )
     kind = {"nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU, "nn.LSTMCell": CellLoop}[name.split()[0].rstrip(",")]
     return kind(*sizes, **setting.weights)
 

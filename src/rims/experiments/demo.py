@@ -6,7 +6,6 @@ A small form of the paper's Table 1 (left): 5 symbols, not 10; delay 20, not 50;
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rims.cores import CoreConfig, LSTMConfig, RIMConfig
+from rims.cores.sizes import units_for_parameters
 from rims.errors import Interrupted
 from rims.report import print_table, write_report
 from rims.tasks import Copying
@@ -34,7 +34,7 @@ LOG_SECONDS = 20.0
 def arms(updates: int, seed: int) -> dict[str, RunConfig]:
     """The runs of the demo by the name of their folder."""
     rim = RIMConfig(hidden_size=HIDDEN_SIZE, input_key_size=32, input_value_size=64, comm_key_size=16)
-    matched = lstm_with_parameters(rim.build(INPUT_SIZE).num_parameters, INPUT_SIZE)
+    matched = units_for_parameters(4, INPUT_SIZE, rim.build(INPUT_SIZE).num_parameters)
     cores: dict[str, CoreConfig] = {
         "rim": rim,
         "lstm": LSTMConfig(hidden_size=HIDDEN_SIZE),
@@ -58,12 +58,6 @@ def arms(updates: int, seed: int) -> dict[str, RunConfig]:
         )
         for name, core in cores.items()
     }
-
-
-def lstm_with_parameters(parameters: int, input_size: int) -> int:
-    """Units of the LSTM whose 4 h (input_size + h + 2) parameters come nearest to ``parameters``."""
-    b = input_size + 2
-    return max(1, round((math.sqrt(b * b + parameters) - b) / 2))
 
 
 def run_demo(folder: Path, updates: int, seed: int) -> Path:
