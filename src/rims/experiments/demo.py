@@ -60,7 +60,7 @@ def arms(updates: int, seed: int) -> dict[str, RunConfig]:
     }
 
 
-def run_demo(folder: Path, updates: int, seed: int) -> Path:
+def run_demo(folder: Path, updates: int, seed: int, test_sequences: int = 2048) -> Path:
     """Train and test all arms, side by side as far as there are cores; print the table; return the report.
 
     What was stopped goes on where it was. Raises UserError as training does, Interrupted after Ctrl-C.
@@ -71,7 +71,10 @@ def run_demo(folder: Path, updates: int, seed: int) -> Path:
     # Fresh processes, because a process that has used its threads cannot be forked safely.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {name: pool.submit(_run_arm, config, folders[name]) for name, config in configs.items()}
+        futures = {
+            name: pool.submit(_run_arm, config, folders[name], test_sequences)
+            for name, config in configs.items()
+        }
         try:
             _watch(futures, configs, folders)
             for future in futures.values():
@@ -84,10 +87,10 @@ def run_demo(folder: Path, updates: int, seed: int) -> Path:
     return write_report(runs, folder / "report.html")
 
 
-def _run_arm(config: RunConfig, folder: Path) -> None:
+def _run_arm(config: RunConfig, folder: Path, test_sequences: int) -> None:
     """Train, or go on, and test: one worker process."""
     run = train(config, folder, resume=(folder / "config.json").exists(), progress=False)
-    evaluate(run, accelerator="cpu")
+    evaluate(run, sequences=test_sequences, accelerator="cpu")
 
 
 def _watch(futures: dict[str, Future[None]], configs: dict[str, RunConfig], folders: dict[str, Path]) -> None:
