@@ -13,10 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from rims.nn.attention import null_attention
 from rims.nn.cell import RIMCell
-from rims.nn.dynamics import LSTMDynamics
-from rims.nn.fast.stages import softmax_
+from rims.nn.dynamics import Dynamics, LSTMDynamics
 from rims.nn.selection import select_active
 
 MOST_ROWS = 16
@@ -44,50 +42,76 @@ def single_step(
     read, dynamics, hear = cell.input_attention, cell.dynamics, cell.communication
     assert read is not None
     assert hear is not None
-    batch, rims = len(x), cell.num_rims
+    batch, rims, heads = len(x), cell.num_rims, read.heads
     h = h_flat.view(batch, rims, -1).transpose(0, 1)  # [K, B, D], as the batched products want it
     c = c_flat.view(batch, rims, -1).transpose(0, 1)
 
-    asks = torch.bmm(h, read.query).view(rims, batch, read.heads, -1)
-    keys = (x @ read.key).view(batch, read.heads, -1)
-    scores = (asks * keys).sum(-1).div_(math.sqrt(keys.shape[-1])).permute(1, 2, 0)[..., None]
-    attention, penalty = null_attention(scores, None)
-    active = select_active(penalty, cell.num_active, disabled).t()[..., None]
-    values = (x @ read.value).view(batch, read.heads, -1)
-    u = (attention[..., 1].permute(2, 0, 1)[..., None] * values).flatten(2)
+    asks = torch.bmm(h, read.query).view(rims, batch, heads, -1)
+    keys = (x @ read.key).view(batch, heads, -1)
+    scores = torch.linalg.vecdot(asks, keys).mul_(1 / math.sqrt(keys.shape[-1]))  # [K, B, H]
+    active = choose(torch.sigmoid(-scores).mean(-1), cell.num_active, disabled)[..., None]
+    values = (x @ read.value).view(batch, heads, -1)
+    u = (scores.sigmoid_()[..., None] * values).flatten(2)
 
-    from_input, from_state = torch.bmm(u, dynamics.weight_ih), torch.bmm(h, dynamics.weight_hh)
-    if dynamics.bias_ih is not None and dynamics.bias_hh is not None:
-        from_input += dynamics.bias_ih[:, None]
-        from_state += dynamics.bias_hh[:, None]
-    write = None
-    if isinstance(dynamics, LSTMDynamics):
-        i, f, g, o = from_input.add_(from_state).chunk(4, dim=-1)
-        c_new = (torch.sigmoid(f) * c).addcmul_(torch.sigmoid(i), torch.tanh(g))
-        h_new = torch.sigmoid(o) * torch.tanh(c_new)
+    lstm = isinstance(dynamics, LSTMDynamics)
+    if lstm:
+        h_new, c_new = lstm_step(dynamics, u, h, c)
         c = torch.where(active, c_new, c)
+        write = None
     else:
-        r_input, z_input, n_input = from_input.chunk(3, dim=-1)
-        r_state, z_state, n_state = from_state.chunk(3, dim=-1)
-        z = torch.sigmoid(z_input + z_state)
-        n = torch.tanh(torch.addcmul(n_input, torch.sigmoid(r_input + r_state), n_state))
-        write = 1 - z
-        h_new = (write * n).addcmul_(z, h)
+        h_new, write = gru_step(dynamics, u, h)
 
     told = torch.where(active, h_new, h)
     q, k, v = (
         torch.bmm(told, weight).view(rims, batch, hear.heads, -1).permute(1, 2, 0, 3)
         for weight in (hear.query, hear.key, hear.value)
     )  # [B, H, K, E]
-    scores = (q @ k.transpose(2, 3)).div_(math.sqrt(k.shape[-1]))
-    if disabled is not None:
-        scores.masked_fill_(disabled, -torch.inf)
+    mask = None
     if hear.topk is not None:
-        kept = select_active(-scores.flatten(0, 2), hear.topk).view_as(scores)
-        scores.masked_fill_(~kept, -torch.inf)
-    heard = (softmax_(scores) @ v).permute(2, 0, 1, 3).flatten(2)
-    out = torch.nn.functional.linear(heard, hear.out.weight, hear.out.bias)
+        mask = (q @ k.transpose(2, 3)).div_(math.sqrt(k.shape[-1]))
+        if disabled is not None:
+            mask.masked_fill_(disabled, -torch.inf)
+        mask = select_active(-mask.flatten(0, 2), hear.topk).view_as(mask)
+    if disabled is not None:
+        mask = ~disabled[None] if mask is None else mask & ~disabled
+    heard = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+    out = torch.nn.functional.linear(heard.permute(2, 0, 1, 3).flatten(2), hear.out.weight, hear.out.bias)
     if write is not None:
         out = write * torch.tanh(out)
-    h = torch.where(active, h_new + out, h)
+    h = torch.where(active, out.add_(h_new), h)
     return h.transpose(0, 1).reshape_as(h_flat), c.transpose(0, 1).reshape_as(c_flat)
+
+
+def choose(penalty: Tensor, num_active: int, disabled: Tensor | None) -> Tensor:
+    """:func:`select_active` of ``penalty [K, B]``, by which it is called where RIMs are disabled."""
+    if disabled is not None:
+        return select_active(penalty.t(), num_active, disabled).t()
+    first = penalty.argsort(dim=0, stable=True)[:num_active]  # NaN last, ties as they come
+    return torch.zeros_like(penalty, dtype=torch.bool).scatter_(0, first, True)
+
+
+def lstm_step(dynamics: LSTMDynamics, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The next h and c of all RIMs."""
+    if dynamics.bias_ih is None or dynamics.bias_hh is None:
+        sums = torch.bmm(h, dynamics.weight_hh)
+    else:
+        sums = torch.baddbmm((dynamics.bias_ih + dynamics.bias_hh)[:, None], h, dynamics.weight_hh)
+    i, f, g, o = sums.baddbmm_(u, dynamics.weight_ih).chunk(4, dim=-1)
+    g = torch.tanh(g)
+    sums.sigmoid_()
+    c = (f * c).addcmul_(i, g)
+    return o * torch.tanh(c), c
+
+
+def gru_step(dynamics: Dynamics, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The next h of all RIMs, and how far the update gate lets anything new be written."""
+    from_input, from_state = torch.bmm(u, dynamics.weight_ih), torch.bmm(h, dynamics.weight_hh)
+    if dynamics.bias_ih is not None and dynamics.bias_hh is not None:
+        from_input += dynamics.bias_ih[:, None]
+        from_state += dynamics.bias_hh[:, None]
+    size = h.shape[-1]
+    n_input, n_state = from_input[..., 2 * size :], from_state[..., 2 * size :]
+    r, z = (from_input[..., : 2 * size] + from_state[..., : 2 * size]).sigmoid_().chunk(2, dim=-1)
+    n = torch.addcmul(n_input, r, n_state).tanh_()
+    write = 1 - z
+    return (write * n).addcmul_(z, h), write
