@@ -53,8 +53,7 @@ def single_step(
     values = (x @ read.value).view(batch, heads, -1)
     u = (scores.sigmoid_()[..., None] * values).flatten(2)
 
-    lstm = isinstance(dynamics, LSTMDynamics)
-    if lstm:
+    if isinstance(dynamics, LSTMDynamics):
         h_new, c_new = lstm_step(dynamics, u, h, c)
         c = torch.where(active, c_new, c)
         write = None
