@@ -109,7 +109,7 @@ class RIM(nn.Module):
     @property
     def first(self) -> RIMCell:
         """The cell of layer 0, forward direction."""
-        cell = self.cells[0]
+        cell = next(iter(self.cells))
         assert isinstance(cell, RIMCell)
         return cell
 

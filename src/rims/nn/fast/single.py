@@ -65,7 +65,7 @@ def one_row(
     scores = torch.bmm(asks, keys).view(heads, rims).mul_(-1 / math.sqrt(keys.shape[1]))  # negative
     penalty = scores.sigmoid()  # attention on null
     chosen = first(penalty.view(-1) if heads == 1 else penalty.mean(0), cell.num_active, disabled)
-    active = torch.tensor(chosen)
+    active = torch.tensor(chosen, device=h.device)
     attention = scores.neg_().sigmoid_().t()[active].unsqueeze(2)  # [A, H, 1]
     u = (attention * torch.mm(x, read.value).view(heads, -1)).view(len(chosen), 1, -1)
 
