@@ -350,16 +350,16 @@ class RIMCell(nn.Module):
     def check_input(self, x: Tensor, batch_dims: int, mask: Tensor | None = None) -> None:
         """Raise ValueError unless ``x`` is ``[..., I]`` after ``batch_dims`` leading dimensions (with slots
         ``[..., S, I]``), in the cell's dtype."""
-        expected = {
-            "vector": f"{self.input_size}]",
-            "slots": f"slots, {self.input_size}]",
-            "private": f"{self.num_rims}, {self.input_size}]",
-        }[self.inputs]
-        leading = "[" + "".join(f"{name}, " for name in ("T", "B")[2 - batch_dims :])
         wrong = (
             x.dim() != batch_dims + (1 if self.inputs == "vector" else 2) or x.shape[-1] != self.input_size
         )
         if wrong or (self.inputs == "private" and x.shape[-2] != self.num_rims):
+            expected = {
+                "vector": f"{self.input_size}]",
+                "slots": f"slots, {self.input_size}]",
+                "private": f"{self.num_rims}, {self.input_size}]",
+            }[self.inputs]
+            leading = "[" + "".join(f"{name}, " for name in ("T", "B")[2 - batch_dims :])
             raise ValueError(
                 f'x has shape {tuple(x.shape)}; expected {leading}{expected} for inputs="{self.inputs}"'
             )

@@ -109,7 +109,7 @@ class RIM(nn.Module):
     @property
     def first(self) -> RIMCell:
         """The cell of layer 0, forward direction."""
-        cell = self.cells[0]
+        cell = next(iter(self.cells))
         assert isinstance(cell, RIMCell)
         return cell
 
@@ -181,11 +181,12 @@ class RIM(nn.Module):
             output: Any = PackedSequence(packed.data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
             return (output, state, traces) if return_trace else (output, state)
 
-        batched_dims = 3 if self.first.inputs == "vector" else 4
+        inputs = self.first.inputs
+        batched_dims = 3 if inputs == "vector" else 4
         if x.dim() not in (batched_dims - 1, batched_dims):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; expected {batched_dims} dimensions for "
-                f"inputs={self.first.inputs!r}, or {batched_dims - 1} for a single sequence"
+                f"inputs={inputs!r}, or {batched_dims - 1} for a single sequence"
             )
         unbatched = x.dim() == batched_dims - 1
         if unbatched:
@@ -217,15 +218,16 @@ class RIM(nn.Module):
     ) -> tuple[Tensor, Any, list[Trace]]:
         """All layers and directions over ``x [T, B, ...]``; rows stand still where ``valid [T, B]`` is
         false."""
-        self.first.check_input(x, 2, mask)
+        first = self.first
+        first.check_input(x, 2, mask)
         if not len(x):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one time step")
         if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
             raise ValueError(
                 f"reset has shape {tuple(reset.shape)}, {reset.dtype}; expected bool {list(x.shape[:2])}"
             )
-        h0, c0 = self._initial_state(hx, x)
-        removed = lesion_mask(disabled, self.num_rims, x.device)
+        h0, c0 = (part.unbind() for part in self._initial_state(hx, x))
+        removed = lesion_mask(disabled, first.num_rims, x.device)
         last_h, last_c, traces = [], [], []
         for layer in range(self.num_layers):
             outputs = []
@@ -254,7 +256,7 @@ class RIM(nn.Module):
             if layer < self.num_layers - 1:
                 x = nn.functional.dropout(x, self.dropout, self.training)
         h = torch.stack(last_h)
-        return x, (h, torch.stack(last_c)) if self.mode == "LSTM" else h, traces
+        return x, (h, torch.stack(last_c)) if first.cell == "lstm" else h, traces
 
     def _runner(self, cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> Any:
         """What runs the sequence, by ``backend``."""
@@ -271,13 +273,14 @@ class RIM(nn.Module):
         self, hx: tuple[Tensor, Tensor] | Tensor | None, x: Tensor
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "L B H"]]:
         shape = (self.num_layers * self.num_directions, x.shape[1], self.hidden_size)
+        first = self.first
         if hx is None:
-            zeros = x.new_zeros(shape, dtype=self.first.dynamics.weight_hh.dtype)
+            zeros = x.new_zeros(shape, dtype=first.dynamics.weight_hh.dtype)
             return zeros, zeros
-        if isinstance(hx, Tensor) == (self.mode == "LSTM"):
+        if isinstance(hx, Tensor) == (first.cell == "lstm"):
             given = "a tensor" if isinstance(hx, Tensor) else type(hx).__name__
-            wanted = "a pair (h0, c0)" if self.mode == "LSTM" else "the tensor h0"
-            raise ValueError(f'hx is {given}; expected {wanted} for cell="{self.first.cell}"')
+            wanted = "a pair (h0, c0)" if first.cell == "lstm" else "the tensor h0"
+            raise ValueError(f'hx is {given}; expected {wanted} for cell="{first.cell}"')
         h0, c0 = (hx, hx) if isinstance(hx, Tensor) else hx
         for name, part in (("h0", h0), ("c0", c0)):
             if part.shape != shape:

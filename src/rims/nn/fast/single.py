@@ -1,22 +1,27 @@
 """One step of a few rows without gradients: an agent that acts.
 
-Here the time goes into starting operations, not into arithmetic: all RIMs are computed in a handful of
-batched products, and those that are not active are dropped afterwards.
+Here the time goes into starting operations and into reading the weights, not into arithmetic. Of a single row
+the active RIMs are known as soon as they are ranked, and only their input weights are read. Of a few rows all
+RIMs are computed in a handful of batched products, and those that are not active are dropped afterwards.
 
-Shapes: B batch, K RIMs, D units of a RIM, I input, H heads, E and V key and value size of a head.
+The weights are read as they are at each step. Fused copies would save a tenth of the time, but nothing tells
+when they are out of date: a write through ``weight.data`` or from another process leaves no mark on a tensor.
+
+Shapes: B batch, K RIMs, A active RIMs, D units of a RIM, I input, H heads, E and V key and value size of a
+head.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from rims.nn.attention import null_attention
+from rims.nn.attention import Communication
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import LSTMDynamics
-from rims.nn.fast.stages import softmax_
 from rims.nn.selection import select_active
 
 MOST_ROWS = 16
@@ -38,56 +43,143 @@ def applies(cell: RIMCell, x: Tensor) -> bool:
 
 
 def single_step(
-    cell: RIMCell, x: Tensor, h_flat: Tensor, c_flat: Tensor, disabled: Tensor | None
+    cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, disabled: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The next h and c ``[B, K * D]`` from x ``[B, I]``; as :meth:`RIMCell.step`."""
+    return (one_row if len(x) == 1 else few_rows)(cell, x, h, c, disabled)
+
+
+def one_row(
+    cell: RIMCell, x: Tensor, h_flat: Tensor, c_flat: Tensor, disabled: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`single_step` where B is 1."""
     read, dynamics, hear = cell.input_attention, cell.dynamics, cell.communication
     assert read is not None
     assert hear is not None
-    batch, rims = len(x), cell.num_rims
+    rims, heads = cell.num_rims, read.heads
+    h, c = h_flat.view(rims, -1), c_flat.view(rims, -1)
+    h_rows = h.unsqueeze(1)
+
+    asks = torch.bmm(h_rows, read.query).view(rims, heads, -1).transpose(0, 1)
+    keys = torch.mm(x, read.key).view(heads, -1, 1)
+    scores = torch.bmm(asks, keys).view(heads, rims).mul_(-1 / math.sqrt(keys.shape[1]))  # negative
+    penalty = scores.sigmoid()  # attention on null
+    chosen = first(penalty.view(-1) if heads == 1 else penalty.mean(0), cell.num_active, disabled)
+    active = torch.tensor(chosen, device=h.device)
+    attention = scores.neg_().sigmoid_().t()[active].unsqueeze(2)  # [A, H, 1]
+    u = (attention * torch.mm(x, read.value).view(heads, -1)).view(len(chosen), 1, -1)
+
+    weights = dynamics.weight_ih.unbind()
+    from_input = torch.cat([torch.mm(row, weights[k]) for row, k in zip(u.unbind(), chosen)])
+    write = None
+    if isinstance(dynamics, LSTMDynamics):
+        from_state = product(h_rows, dynamics.weight_hh, total_bias(dynamics)).view(rims, -1)
+        h_new, c_new = lstm(from_input.add_(from_state[active]), c[active])
+        c = c.index_copy(0, active, c_new)
+    else:
+        if dynamics.bias_ih is not None:
+            from_input += dynamics.bias_ih[active]
+        from_state = product(h_rows, dynamics.weight_hh, dynamics.bias_hh).view(rims, -1)
+        h_new, write = gru(from_input, from_state[active], h[active])
+
+    heard = listen(hear, h.index_copy(0, active, h_new).unsqueeze(1), disabled)
+    out = torch.nn.functional.linear(heard.view(rims, -1)[active], hear.out.weight, hear.out.bias)
+    if write is not None:
+        out = out.tanh_().mul_(write)
+    return h.index_copy(0, active, out.add_(h_new)).view_as(h_flat), c.view_as(c_flat)
+
+
+def few_rows(
+    cell: RIMCell, x: Tensor, h_flat: Tensor, c_flat: Tensor, disabled: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """:func:`single_step` for any B."""
+    read, dynamics, hear = cell.input_attention, cell.dynamics, cell.communication
+    assert read is not None
+    assert hear is not None
+    batch, rims, heads = len(x), cell.num_rims, read.heads
     h = h_flat.view(batch, rims, -1).transpose(0, 1)  # [K, B, D], as the batched products want it
     c = c_flat.view(batch, rims, -1).transpose(0, 1)
 
-    asks = torch.bmm(h, read.query).view(rims, batch, read.heads, -1)
-    keys = (x @ read.key).view(batch, read.heads, -1)
-    scores = (asks * keys).sum(-1).div_(math.sqrt(keys.shape[-1])).permute(1, 2, 0)[..., None]
-    attention, penalty = null_attention(scores, None)
-    active = select_active(penalty, cell.num_active, disabled).t()[..., None]
-    values = (x @ read.value).view(batch, read.heads, -1)
-    u = (attention[..., 1].permute(2, 0, 1)[..., None] * values).flatten(2)
+    asks = torch.bmm(h, read.query).view(rims, batch, heads, -1)
+    keys = torch.mm(x, read.key).view(batch, heads, -1)
+    scores = torch.linalg.vecdot(asks, keys).mul_(1 / math.sqrt(keys.shape[-1]))  # [K, B, H]
+    penalty = torch.sigmoid(-scores).mean(-1)  # attention on null
+    active = select_active(penalty.t(), cell.num_active, disabled).t()[..., None]
+    values = torch.mm(x, read.value).view(batch, heads, -1)
+    u = (scores.sigmoid_()[..., None] * values).flatten(2)
 
-    from_input, from_state = torch.bmm(u, dynamics.weight_ih), torch.bmm(h, dynamics.weight_hh)
-    if dynamics.bias_ih is not None and dynamics.bias_hh is not None:
-        from_input += dynamics.bias_ih[:, None]
-        from_state += dynamics.bias_hh[:, None]
     write = None
     if isinstance(dynamics, LSTMDynamics):
-        i, f, g, o = from_input.add_(from_state).chunk(4, dim=-1)
-        c_new = (torch.sigmoid(f) * c).addcmul_(torch.sigmoid(i), torch.tanh(g))
-        h_new = torch.sigmoid(o) * torch.tanh(c_new)
+        sums = product(h, dynamics.weight_hh, total_bias(dynamics))
+        h_new, c_new = lstm(sums.baddbmm_(u, dynamics.weight_ih), c)
         c = torch.where(active, c_new, c)
     else:
-        r_input, z_input, n_input = from_input.chunk(3, dim=-1)
-        r_state, z_state, n_state = from_state.chunk(3, dim=-1)
-        z = torch.sigmoid(z_input + z_state)
-        n = torch.tanh(torch.addcmul(n_input, torch.sigmoid(r_input + r_state), n_state))
-        write = 1 - z
-        h_new = (write * n).addcmul_(z, h)
+        from_input = product(u, dynamics.weight_ih, dynamics.bias_ih)
+        from_state = product(h, dynamics.weight_hh, dynamics.bias_hh)
+        h_new, write = gru(from_input, from_state, h)
 
-    told = torch.where(active, h_new, h)
-    q, k, v = (
-        torch.bmm(told, weight).view(rims, batch, hear.heads, -1).permute(1, 2, 0, 3)
-        for weight in (hear.query, hear.key, hear.value)
-    )  # [B, H, K, E]
-    scores = (q @ k.transpose(2, 3)).div_(math.sqrt(k.shape[-1]))
-    if disabled is not None:
-        scores.masked_fill_(disabled, -torch.inf)
-    if hear.topk is not None:
-        kept = select_active(-scores.flatten(0, 2), hear.topk).view_as(scores)
-        scores.masked_fill_(~kept, -torch.inf)
-    heard = (softmax_(scores) @ v).permute(2, 0, 1, 3).flatten(2)
+    heard = listen(hear, torch.where(active, h_new, h), disabled)
     out = torch.nn.functional.linear(heard, hear.out.weight, hear.out.bias)
     if write is not None:
-        out = write * torch.tanh(out)
-    h = torch.where(active, h_new + out, h)
+        out = out.tanh_().mul_(write)
+    h = torch.where(active, out.add_(h_new), h)
     return h.transpose(0, 1).reshape_as(h_flat), c.transpose(0, 1).reshape_as(c_flat)
+
+
+def first(penalty: Tensor, num_active: int, disabled: Tensor | None) -> list[int]:
+    """The RIMs that :func:`select_active` chooses by ``penalty [K]``."""
+    known = [math.inf if p != p else p for p in penalty.tolist()]  # NaN comes last
+    rims: Iterable[int] = range(len(known))
+    if disabled is not None:
+        rims = [k for k, removed in enumerate(disabled.tolist()) if not removed]
+    return sorted(rims, key=known.__getitem__)[:num_active]  # stable: ties go to the lower index
+
+
+def total_bias(dynamics: LSTMDynamics) -> Tensor | None:
+    """Both biases of an LSTM, which it adds."""
+    if dynamics.bias_ih is None or dynamics.bias_hh is None:
+        return None
+    return dynamics.bias_ih + dynamics.bias_hh
+
+
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``rows [K, B, N]`` times ``weight [K, N, M]`` plus ``bias [K, M]``."""
+    if bias is None:
+        return torch.bmm(rows, weight)
+    return torch.baddbmm(bias.unsqueeze(1), rows, weight)
+
+
+def lstm(sums: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The next h and c from ``sums [..., 4D]``, which are spent, and ``c [..., D]``."""
+    i, f, g, o = sums.chunk(4, dim=-1)
+    g = torch.tanh(g)
+    sums.sigmoid_()
+    c = (f * c).addcmul_(i, g)
+    return torch.tanh(c).mul_(o), c
+
+
+def gru(from_input: Tensor, from_state: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The next h from both sums ``[..., 3D]``, and how far the update gate lets anything new be written."""
+    size = h.shape[-1]
+    n_input, n_state = from_input[..., 2 * size :], from_state[..., 2 * size :]
+    r, z = (from_input[..., : 2 * size] + from_state[..., : 2 * size]).sigmoid_().chunk(2, dim=-1)
+    n = torch.addcmul(n_input, r, n_state).tanh_()
+    write = 1 - z
+    return n.mul_(write).addcmul_(z, h), write
+
+
+def listen(hear: Communication, told: Tensor, disabled: Tensor | None) -> Tensor:
+    """What each RIM hears of ``told [K, B, D]``, before the projection: ``[K, B, H * V]``."""
+    shape = (*told.shape[:2], hear.heads, -1)
+    q = torch.bmm(told, hear.query).view(shape).permute(1, 2, 0, 3)  # [B, H, K, E]
+    k = torch.bmm(told, hear.key).view(shape).permute(1, 2, 0, 3)
+    v = torch.bmm(told, hear.value).view(shape).permute(1, 2, 0, 3)
+    audible = None if disabled is None else ~disabled[None]
+    if hear.topk is not None:
+        scores = (q @ k.transpose(2, 3)).div_(math.sqrt(k.shape[-1]))
+        if audible is not None:
+            scores.masked_fill_(~audible, -torch.inf)
+        kept = select_active(-scores.flatten(0, 2), hear.topk).view_as(scores)
+        audible = kept if audible is None else kept & audible
+    heard = torch.nn.functional.scaled_dot_product_attention(q, k, v, audible)
+    return heard.permute(2, 0, 1, 3).reshape(*told.shape[:2], -1)
