@@ -1,4 +1,4 @@
-"""The demo is fair, ends in a table and a page, and goes on where it was stopped."""
+"""The demo is fair, and ends in a table and a page of what it measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_all_arms_have_one_task_one_budget_and_fair_sizes() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_measures_what_it_prints_and_resumes(tmp_path: Path, capsys) -> None:
+def test_the_demo_prints_what_it_measured(tmp_path: Path, capsys) -> None:
     page = run_demo(tmp_path, updates=2, seed=0, test_sequences=32)
     printed = capsys.readouterr().out
     assert page == tmp_path / "report.html"
@@ -33,6 +33,3 @@ def test_the_demo_measures_what_it_prints_and_resumes(tmp_path: Path, capsys) ->
         assert [row["condition"] for row in rows] == [20, 80, 200]
         for row in rows:
             assert f"{100 * row['metrics']['recall_accuracy']:.1f}" in printed
-    weights = (tmp_path / "rim" / "checkpoints" / "last.ckpt").read_bytes()
-    run_demo(tmp_path, updates=2, seed=0, test_sequences=32)
-    assert (tmp_path / "rim" / "checkpoints" / "last.ckpt").read_bytes() == weights
