@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from rims.nn.fast import stages
 from rims.nn.fast.matmul import accumulate, grouped, product
+from rims.nn.fast.memory import empty, zeros
 from rims.nn.fast.rows import Buffer, Rows, cut, heads_first, heads_last, per_rim, pick, put
 from rims.nn.selection import select_active
 from rims.nn.trace import Trace
@@ -266,7 +267,7 @@ class Forward(Pass):
     def run(self, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor, Input]:
         """All states ``[T, B, K * D]``, the last h and c ``[B, K * D]``, and the projected input."""
         source = self.project_input(x)
-        states = h0.new_empty(self.length, self.batch * self.num_rims, self.rim_size)
+        states = empty(h0, self.length, self.batch * self.num_rims, self.rim_size)
         h, c = h0.reshape(states.shape[1:]), c0.reshape(states.shape[1:]).clone()
         for t in self.plan.steps(self.length):
             h, c = self.before(t, h), self.before(t, c)
@@ -445,7 +446,7 @@ class Backward(Pass):
         self.source: Input = forward["source"]
         self.states: Tensor = forward["states"]
         self.steps: dict[int, Step] = forward["steps"]
-        self.transposed = {name: [w.t() for w in ws] for name, ws in self.by_rim.items()}
+        self.transposed = {name: [w.t().contiguous() for w in ws] for name, ws in self.by_rim.items()}
         self.saved: dict[str, Sequence[Tensor]] = forward["saved"]
         self.told: Tensor = forward["told"]
         self.h0 = h0
@@ -462,11 +463,11 @@ class Backward(Pass):
         self.chunk = min(self.length, max(1, COLLECT // max(self.counts)))
         products = {n: (w, x, dy) for n, (w, x, dy) in pairs.items() if w is not None and n in needed}
         biases = {n: (w, dy) for n, (w, dy) in sums.items() if w is not None and n in needed}
-        self.d_keys = None if self.source.keys is None else torch.zeros_like(self.source.keys)
-        self.d_values = torch.zeros_like(self.source.values)
+        self.d_keys = None if self.source.keys is None else zeros(x, self.source.keys.shape)
+        self.d_values = zeros(x, self.source.values.shape)
         if weights.key is not None and weights.value is not None:
             size = weights.key.shape[2] + weights.value.shape[2]
-            self.d_heard = x.new_empty(self.chunk, self.batch * self.num_rims, size)
+            self.d_heard = empty(x, self.chunk, self.batch * self.num_rims, size)
             both = torch.cat([weights.key, weights.value], dim=2)
             if {"key", "value"} & needed:
                 products["told"] = (both, "told", "d_told")
