@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rims.nn.fast import stages
-from rims.nn.fast.matmul import accumulate, grouped, product
+from rims.nn.fast.matmul import accumulate, batched, grouped, outer, product
 from rims.nn.fast.memory import empty, zeros
 from rims.nn.fast.rows import Buffer, Rows, cut, heads_first, heads_last, per_rim, pick, put
 from rims.nn.selection import select_active
@@ -136,8 +136,8 @@ class Pass:
                 if w is not None and "bias" not in f.name
             }
             self.weights = replace(weights, **matrices)
-        self.by_rim = {
-            name: w.unbind(0)
+        self.stacked: dict[str, Tensor] = {
+            name: w
             for name in ("input_query", "ih", "hh", "query")
             if (w := getattr(self.weights, name)) is not None
         }
@@ -148,8 +148,8 @@ class Pass:
             bias = weights.bias_ih if plan.gru else weights.bias_ih + weights.bias_hh
             self.bias_ih, self.bias_hh = bias.unbind(0), weights.bias_hh.unbind(0)
         if self.weights.key is not None and self.weights.value is not None:
-            told = torch.cat([self.weights.key, self.weights.value], dim=2)  # one product for both
-            self.by_rim["told"] = told.unbind(0)
+            self.stacked["told"] = torch.cat([self.weights.key, self.weights.value], dim=2)  # one product
+        self.by_rim = {name: w.unbind(0) for name, w in self.stacked.items()}
         self.group = 1 if plan.private else plan.num_active
         """Active rows of a group of the input."""
         everywhere = [self.batch] * self.length
@@ -333,7 +333,7 @@ class Forward(Pass):
             penalty = h.new_zeros(self.batch, self.num_rims)
         else:
             asks = self.asks.steps[t]
-            grouped(per_rim(h, self.num_rims), self.by_rim["input_query"], per_rim(asks, self.num_rims))
+            batched(h, self.stacked["input_query"], asks)
             per_group = 1 if plan.private else self.num_rims
             scores = torch.bmm(heads_first(asks, plan.input_heads, per_group), source.keys[t].transpose(1, 2))
             scores = scores.view(self.batch, -1, plan.input_heads, per_group, scores.shape[-1])
@@ -354,7 +354,7 @@ class Forward(Pass):
         """What the active rows add to their state, ``[N, D]`` by batch element."""
         plan, w, rows = self.plan, self.weights, step.rows
         query, key, value, out_weight = given(w.query, w.key, w.value, w.out)
-        grouped(per_rim(told, self.num_rims), self.by_rim["told"], per_rim(self.scratch, self.num_rims))
+        batched(told, self.stacked["told"], self.scratch)
         sizes = [key.shape[2], value.shape[2]]
         for flat, buffer in zip(self.scratch.split(sizes, dim=1), (self.keys, self.values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
@@ -446,7 +446,8 @@ class Backward(Pass):
         self.source: Input = forward["source"]
         self.states: Tensor = forward["states"]
         self.steps: dict[int, Step] = forward["steps"]
-        self.transposed = {name: [w.t().contiguous() for w in ws] for name, ws in self.by_rim.items()}
+        self.stacked = {name: w.transpose(1, 2).contiguous() for name, w in self.stacked.items()}
+        self.transposed = {name: w.unbind(0) for name, w in self.stacked.items()}
         self.saved: dict[str, Sequence[Tensor]] = forward["saved"]
         self.told: Tensor = forward["told"]
         self.h0 = h0
@@ -566,9 +567,8 @@ class Backward(Pass):
             dh.index_copy_(0, rows.by_rim, d_rows)
         elif self.all_ask:
             dh.index_copy_(0, rows.by_rim, d_rows)
-            pieces = per_rim(d_asks, self.num_rims)
-            grouped(pieces, self.transposed["input_query"], per_rim(dh, self.num_rims), add=True)
-            self.collect.add(asking=per_rim(h, self.num_rims), d_asks=pieces)
+            batched(d_asks, self.stacked["input_query"], dh, add=True)
+            self.collect.add(asking=per_rim(h, self.num_rims), d_asks=per_rim(d_asks, self.num_rims))
         else:
             pieces = rows.per_rim(d_asks)
             grouped(pieces, self.transposed["input_query"], rows.per_rim(d_rows), add=True)
@@ -623,13 +623,12 @@ class Backward(Pass):
                 split.copy_(d_parts.view_as(split))
             else:
                 split.zero_().index_copy_(0, step.present, d_parts.unflatten(0, (-1, plan.heads)))
-        pieces = per_rim(d_flat, self.num_rims)
         if plan.official:  # no gradient reaches the candidates of those that are not active
             d_told = torch.empty_like(dh)
-            grouped(pieces, self.transposed["told"], per_rim(d_told, self.num_rims))
+            batched(d_flat, self.stacked["told"], d_told)
             dh_new = dh.index_select(0, rows.by_rim).add_(d_told.index_select(0, rows.by_rim))
         else:
-            grouped(pieces, self.transposed["told"], per_rim(dh, self.num_rims), add=True)
+            batched(d_flat, self.stacked["told"], dh, add=True)
             dh_new = dh.index_select(0, rows.by_rim)
         pieces = rows.per_rim(d_query)
         grouped(pieces, self.transposed["query"], rows.per_rim(dh_new), add=True)
@@ -687,9 +686,9 @@ class Backward(Pass):
         input_key, input_value = given(w.input_key, w.input_value)
         flat = x.reshape(-1, self.input_size)
         if "input_key" in self.needed:
-            grads["input_key"] = product(flat.t(), d_keys)
+            grads["input_key"] = outer(flat, d_keys)
         if "input_value" in self.needed:
-            grads["input_value"] = product(flat.t(), d_values)
+            grads["input_value"] = outer(flat, d_values)
         dx = None
         if "x" in self.needed:
             dx = product(d_values, input_value.t())
@@ -705,7 +704,7 @@ class Backward(Pass):
             for name, steps in (("out", self.d_out), ("gate", self.d_gate)):
                 if steps and {name, f"{name}_bias"} & self.needed:
                     gradient = torch.cat(steps)
-                    grads[name] = product(gradient.t(), heard)
+                    grads[name] = outer(gradient, heard)
                     grads[f"{name}_bias"] = gradient.sum(0)
         return grads
 
