@@ -74,8 +74,8 @@ def grouped(
 
 
 def batched(x: Tensor, w: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """As :func:`grouped` for all rows of all RIMs, ``x [n * K, i]`` and ``out [n * K, o]``, by one call: with as
-    many rows for each, MKL's batched product is faster than one after the other."""
+    """As :func:`grouped` for all rows of all RIMs, ``x [n * K, i]`` and ``out [n * K, o]``, by one call: with
+    as many rows for each, MKL's batched product is faster than one after the other."""
     xs, outs = (rows.view(-1, len(w), rows.shape[1]).transpose(0, 1) for rows in (x, out))
     if x.dtype != w.dtype:
         result = torch.bmm(xs.to(w.dtype), w)

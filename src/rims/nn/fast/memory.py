@@ -1,8 +1,8 @@
 """Memory for the large buffers of a sequence.
 
-Fresh memory comes from the system in pages of 4 kB, each found missing, zeroed and mapped at its first touch:
-0.4 ms a MB where this was measured, ten times as long as filling it. Linux can give 2 MB at once to those that
-ask. A hint only: the values are the same with and without.
+Fresh memory comes from the system in pages of 4 kB, each found missing, zeroed and mapped at its first
+touch: 0.4 ms a MB where this was measured, ten times as long as filling it. Linux can give 2 MB at once to
+those that ask. A hint only: the values are the same with and without.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     except (OSError, AttributeError):
         return None
     call.argtypes, call.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
