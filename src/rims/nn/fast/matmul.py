@@ -46,6 +46,11 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     return torch.mm(x, w)
 
 
+def outer(x: Tensor, dy: Tensor) -> Tensor:
+    """``x [n, i].T @ dy [n, o]``: the gradient of a weight; ``mm`` takes x as it lies."""
+    return torch.mm(x.t(), dy)
+
+
 def grouped(
     xs: Iterable[Tensor],
     ws: Iterable[Tensor],
@@ -66,6 +71,19 @@ def grouped(
             torch.addmm(biases[k], x, w, out=out)
         else:
             torch.mm(x, w, out=out)
+
+
+def batched(x: Tensor, w: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """As :func:`grouped` for all rows of all RIMs, ``x [n * K, i]`` and ``out [n * K, o]``, by one call: with
+    as many rows for each, MKL's batched product is faster than one after the other."""
+    xs, outs = (rows.view(-1, len(w), rows.shape[1]).transpose(0, 1) for rows in (x, out))
+    if x.dtype != w.dtype:
+        result = torch.bmm(xs.to(w.dtype), w)
+        outs.add_(result) if add else outs.copy_(result)
+    elif add:
+        outs.baddbmm_(xs, w)
+    else:
+        torch.bmm(xs, w, out=outs)
 
 
 def accumulate(total: Tensor, x: Tensor, dy: Tensor) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from rims.nn.fast.memory import empty
+
 
 class Rows:
     """The rows where ``chosen [B, K]`` is true.
@@ -70,7 +72,7 @@ class Buffer:
 
     def __init__(self, counts: Sequence[int], shape: Sequence[int], like: Tensor, keep: bool) -> None:
         self.counts, self.keep = counts, keep
-        self.base = like.new_empty(sum(counts) if keep else max(counts), *shape)
+        self.base = empty(like, sum(counts) if keep else max(counts), *shape)
         self.steps: Sequence[Tensor] = cut(self.base, counts, keep)
 
 

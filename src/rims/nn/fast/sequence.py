@@ -13,7 +13,7 @@ head, A active RIMs, N active rows of a step; states are ``[B * K, D]``, see :mo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rims.nn.fast import stages
-from rims.nn.fast.matmul import accumulate, grouped, product
+from rims.nn.fast.matmul import accumulate, batched, grouped, outer, product
+from rims.nn.fast.memory import empty, zeros
 from rims.nn.fast.rows import Buffer, Rows, cut, heads_first, heads_last, per_rim, pick, put
 from rims.nn.selection import select_active
 from rims.nn.trace import Trace
@@ -135,8 +136,8 @@ class Pass:
                 if w is not None and "bias" not in f.name
             }
             self.weights = replace(weights, **matrices)
-        self.by_rim = {
-            name: w.unbind(0)
+        self.stacked: dict[str, Tensor] = {
+            name: w
             for name in ("input_query", "ih", "hh", "query")
             if (w := getattr(self.weights, name)) is not None
         }
@@ -147,8 +148,13 @@ class Pass:
             bias = weights.bias_ih if plan.gru else weights.bias_ih + weights.bias_hh
             self.bias_ih, self.bias_hh = bias.unbind(0), weights.bias_hh.unbind(0)
         if self.weights.key is not None and self.weights.value is not None:
-            told = torch.cat([self.weights.key, self.weights.value], dim=2)  # one product for both
-            self.by_rim["told"] = told.unbind(0)
+            self.stacked["told"] = torch.cat([self.weights.key, self.weights.value], dim=2)  # one product
+        self.by_rim = {name: w.unbind(0) for name, w in self.stacked.items()}
+        self.one_value = (
+            weights.input_key is not None and plan.input_heads == 1 and (plan.private or self.slots == 1)
+        )
+        """Whether a RIM reads a multiple of a single value: what this does to its dynamics is then the same
+        multiple of the value's product with its weights, and the gradient of the attention a dot product."""
         self.group = 1 if plan.private else plan.num_active
         """Active rows of a group of the input."""
         everywhere = [self.batch] * self.length
@@ -194,9 +200,28 @@ class Pass:
             assert attention is not None
             values = pick(values, heads, self.groups(rows, step.present))
             read = heads_last(torch.bmm(attention, values), heads).index_select(0, rows.to_rim)
-        if plan.input_keep is not None:
-            read.mul_(plan.input_keep[t].index_select(0, rows.by_rim)).mul_(plan.input_scale)
-        return read, attention
+        return self.drop(read, t, rows), attention
+
+    def value_rows(self, t: int, rows: Rows) -> Tensor:
+        """With one value: where each row, by RIM, finds it among those of all steps."""
+        groups = rows.by_rim if self.plan.private else rows.by_rim // self.num_rims
+        return groups + t * (self.batch * self.num_rims if self.plan.private else self.batch)
+
+    def values_of(self, source: Input, t: int, rows: Rows) -> Tensor:
+        """With one value: that of each row, by RIM, as far as dropout keeps it."""
+        values = source.values.view(-1, source.values.shape[-1]).index_select(0, self.value_rows(t, rows))
+        return self.drop(values, t, rows)
+
+    def drop(self, read: Tensor, t: int, rows: Rows) -> Tensor:
+        """Dropout of what ``rows`` read, in place; its own backward pass."""
+        if self.plan.input_keep is None:
+            return read
+        return read.mul_(self.plan.input_keep[t].index_select(0, rows.by_rim)).mul_(self.plan.input_scale)
+
+    def attend(self, step: Step) -> Tensor:
+        """With one value: the attention of the active rows on it, ``[N, 1]`` by RIM."""
+        assert step.weights is not None
+        return step.weights.reshape(-1, 2)[:, 1:].index_select(0, step.rows.by_rim)
 
     def rows_of(self, weights: Tensor, rows: Rows, per_group: int) -> Tensor:
         """Of ``[B, H, K, S+1]``, those of ``rows``, by group: ``[G * H, P, S+1]``."""
@@ -204,15 +229,35 @@ class Pass:
         return heads_first(chosen, weights.shape[1], per_group)
 
     def dynamics(
-        self, rows: Rows, read: Tensor, h: Tensor, c: Tensor, sums: Tensor, aside: Tensor
+        self,
+        rows: Rows,
+        read: Tensor,
+        h: Tensor,
+        c: Tensor,
+        sums: Tensor,
+        aside: Tensor,
+        scaled: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The next h and c of ``rows`` from what they read and their own state. ``sums [N, gates * D]``
         becomes the gates, ``aside [N, D]`` the tanh of the new c, or a GRU's recurrent part of the new
-        gate."""
+        gate. ``scaled``: what multiplies the product of what they read, ``[N, 1]``, and where to leave that
+        product."""
         ih, hh, pieces = self.by_rim["ih"], self.by_rim["hh"], rows.per_rim(sums)
-        grouped(rows.per_rim(read), ih, pieces, biases=self.bias_ih)
+        if scaled is None:
+            grouped(rows.per_rim(read), ih, pieces, biases=self.bias_ih)
+            if not self.plan.gru:
+                grouped(rows.per_rim(h), hh, pieces, add=True)
+        else:
+            attention, from_value = scaled
+            grouped(rows.per_rim(read), ih, rows.per_rim(from_value))
+            if not self.plan.gru:
+                grouped(rows.per_rim(h), hh, pieces, biases=self.bias_ih)
+                sums.addcmul_(from_value, attention)
+            else:
+                torch.mul(from_value, attention, out=sums)
+                for piece, bias in zip(pieces, self.bias_ih or ()):
+                    piece += bias
         if not self.plan.gru:
-            grouped(rows.per_rim(h), hh, pieces, add=True)
             return stages.lstm(sums, c, aside)
         from_state = torch.empty_like(sums)
         grouped(rows.per_rim(h), hh, rows.per_rim(from_state), biases=self.bias_hh)
@@ -241,6 +286,9 @@ class Forward(Pass):
 
         self.sums, self.c_before, self.aside = rows(gates * size), rows(size), rows(size)
         self.buffers = [self.sums, self.c_before, self.aside]
+        if self.one_value:
+            self.from_value = rows(gates * size)
+            self.buffers.append(self.from_value)
         if w.input_query is not None:
             self.asks = Buffer(everywhere, [w.input_query.shape[2]], h0, keep)
             self.buffers.append(self.asks)
@@ -266,7 +314,7 @@ class Forward(Pass):
     def run(self, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor, Input]:
         """All states ``[T, B, K * D]``, the last h and c ``[B, K * D]``, and the projected input."""
         source = self.project_input(x)
-        states = h0.new_empty(self.length, self.batch * self.num_rims, self.rim_size)
+        states = empty(h0, self.length, self.batch * self.num_rims, self.rim_size)
         h, c = h0.reshape(states.shape[1:]), c0.reshape(states.shape[1:]).clone()
         for t in self.plan.steps(self.length):
             h, c = self.before(t, h), self.before(t, c)
@@ -283,11 +331,17 @@ class Forward(Pass):
         if self.keep:
             self.steps[t] = step
 
-        read, _ = self.read(source, t, rows, step)
+        scaled = None
+        if self.one_value:
+            read = self.values_of(source, t, rows)
+            scaled = self.attend(step), self.from_value.steps[t]
+        else:
+            read, _ = self.read(source, t, rows, step)
         c_before = self.c_before.steps[t]
         torch.index_select(c, 0, rows.by_rim, out=c_before)
+        h_rows = h.index_select(0, rows.by_rim)
         h_new, c_new = self.dynamics(
-            rows, read, h.index_select(0, rows.by_rim), c_before, self.sums.steps[t], self.aside.steps[t]
+            rows, read, h_rows, c_before, self.sums.steps[t], self.aside.steps[t], scaled
         )
         if plan.official and w.query is not None:  # all others are heard with candidates
             rest = self.others(active, t)
@@ -332,7 +386,7 @@ class Forward(Pass):
             penalty = h.new_zeros(self.batch, self.num_rims)
         else:
             asks = self.asks.steps[t]
-            grouped(per_rim(h, self.num_rims), self.by_rim["input_query"], per_rim(asks, self.num_rims))
+            batched(h, self.stacked["input_query"], asks)
             per_group = 1 if plan.private else self.num_rims
             scores = torch.bmm(heads_first(asks, plan.input_heads, per_group), source.keys[t].transpose(1, 2))
             scores = scores.view(self.batch, -1, plan.input_heads, per_group, scores.shape[-1])
@@ -353,7 +407,7 @@ class Forward(Pass):
         """What the active rows add to their state, ``[N, D]`` by batch element."""
         plan, w, rows = self.plan, self.weights, step.rows
         query, key, value, out_weight = given(w.query, w.key, w.value, w.out)
-        grouped(per_rim(told, self.num_rims), self.by_rim["told"], per_rim(self.scratch, self.num_rims))
+        batched(told, self.stacked["told"], self.scratch)
         sizes = [key.shape[2], value.shape[2]]
         for flat, buffer in zip(self.scratch.split(sizes, dim=1), (self.keys, self.values)):
             split = flat.view(self.batch, self.num_rims, plan.heads, -1).transpose(1, 2)
@@ -398,17 +452,20 @@ class Collector:
     """Forms the gradients of the RIMs' own weights, ``[K, i, o]`` each, by products over many steps at once.
 
     ``products``: for each gradient the weight, and the names of what goes in and of the gradient of what
-    comes out; ``biases``: the same without the first name.
+    comes out; ``biases``: the same without the first name; ``more``: other names to collect.
     """
 
     def __init__(
-        self, products: dict[str, tuple[Tensor, str, str]], biases: dict[str, tuple[Tensor, str]]
+        self,
+        products: dict[str, tuple[Tensor, str, str]],
+        biases: dict[str, tuple[Tensor, str]],
+        more: Sequence[str] = (),
     ) -> None:
         self.products, self.biases = products, biases
         self.totals = {name: torch.zeros_like(weight) for name, (weight, *_) in products.items()}
         self.totals |= {name: torch.zeros_like(bias) for name, (bias, _) in biases.items()}
         wanted = {name for _, x, dy in products.values() for name in (x, dy)}
-        wanted |= {dy for _, dy in biases.values()}
+        wanted |= {dy for _, dy in biases.values()} | set(more)
         self.pieces: dict[str, list[Sequence[Tensor]]] = {name: [] for name in wanted}
 
     def add(self, **pieces: Sequence[Tensor]) -> None:
@@ -417,14 +474,17 @@ class Collector:
             if name in self.pieces:
                 self.pieces[name].append(by_rim)
 
-    def flush(self) -> None:
-        """Add what was collected to the gradients."""
+    def flush(self, read_of: Callable[[int, dict[str, Tensor]], Tensor] | None = None) -> None:
+        """Add what was collected to the gradients. ``read_of`` makes RIM k's rows named "read" of the
+        others."""
         collected = {name: steps for name, steps in self.pieces.items() if steps}
         for k in range(len(next(iter(collected.values()))[0]) if collected else 0):
             rows = {
                 name: steps[0][k] if len(steps) == 1 else torch.cat([step[k] for step in steps])
                 for name, steps in collected.items()
             }
+            if read_of is not None and "index" in rows:
+                rows["read"] = read_of(k, rows)
             for name, (_, x, dy) in self.products.items():
                 if x in rows:
                     accumulate(self.totals[name][k], rows[x], rows[dy])
@@ -445,9 +505,11 @@ class Backward(Pass):
         self.source: Input = forward["source"]
         self.states: Tensor = forward["states"]
         self.steps: dict[int, Step] = forward["steps"]
-        self.transposed = {name: [w.t() for w in ws] for name, ws in self.by_rim.items()}
+        self.stacked = {name: w.transpose(1, 2).contiguous() for name, w in self.stacked.items()}
+        self.transposed = {name: w.unbind(0) for name, w in self.stacked.items()}
         self.saved: dict[str, Sequence[Tensor]] = forward["saved"]
         self.told: Tensor = forward["told"]
+        self.asks: Tensor | None = forward["asks"]
         self.h0 = h0
         # Where RIMs that are not active matter to the scores, all rows ask; else those that are active.
         self.all_ask = plan.choose.competition or forward["traced"]
@@ -462,15 +524,18 @@ class Backward(Pass):
         self.chunk = min(self.length, max(1, COLLECT // max(self.counts)))
         products = {n: (w, x, dy) for n, (w, x, dy) in pairs.items() if w is not None and n in needed}
         biases = {n: (w, dy) for n, (w, dy) in sums.items() if w is not None and n in needed}
-        self.d_keys = None if self.source.keys is None else torch.zeros_like(self.source.keys)
-        self.d_values = torch.zeros_like(self.source.values)
+        self.d_keys = None if self.source.keys is None else zeros(x, self.source.keys.shape)
+        self.d_values = zeros(x, self.source.values.shape)
         if weights.key is not None and weights.value is not None:
             size = weights.key.shape[2] + weights.value.shape[2]
-            self.d_heard = x.new_empty(self.chunk, self.batch * self.num_rims, size)
+            self.d_heard = empty(x, self.chunk, self.batch * self.num_rims, size)
             both = torch.cat([weights.key, weights.value], dim=2)
             if {"key", "value"} & needed:
                 products["told"] = (both, "told", "d_told")
-        self.collect = Collector(products, biases)
+        self.d_scores = x.new_zeros(self.chunk if self.one_value else 0, self.batch * self.num_rims, 1)
+        """With one value: gradients of the scores in a chunk."""
+        more = ("index", "attention", "kept", "d_input") if self.one_value else ()
+        self.collect = Collector(products, biases, more)
         self.d_out: list[Tensor] = []
         self.d_gate: list[Tensor] = []
 
@@ -514,7 +579,15 @@ class Backward(Pass):
                 told=per_rim(told, self.num_rims),
                 d_told=per_rim(self.d_heard[: stop - start].flatten(0, 1), self.num_rims),
             )
-        self.collect.flush()
+        self.collect.flush(self.read_of if self.one_value else None)
+        if self.one_value and not self.all_ask:
+            rows = 1 if self.plan.private else self.num_rims
+            d_keys, asks = given(self.d_keys, self.asks)
+            parts = self.d_scores[: stop - start].reshape(-1, 1, rows)
+            size, per_step = asks.shape[-1], self.batch * self.num_rims
+            asks = asks[start * per_step : stop * per_step].view(-1, rows, size)
+            d_keys[start:stop] = torch.bmm(parts, asks).view_as(d_keys[start:stop])
+            self.d_scores.zero_()
 
     def step(
         self,
@@ -547,27 +620,23 @@ class Backward(Pass):
         d_state_by_rim = rows.per_rim(d_state)
         grouped(d_state_by_rim, self.transposed["hh"], rows.per_rim(d_rows), add=plan.gru)
 
-        read, attention = self.read(self.source, t, rows, step)
-        self.collect.add(
-            read=rows.per_rim(read),
-            h=rows.per_rim(h_rows),
-            d_input=rows.per_rim(d_input),
-            d_state=d_state_by_rim,
-        )
+        self.collect.add(h=rows.per_rim(h_rows), d_input=rows.per_rim(d_input), d_state=d_state_by_rim)
         d_asks = None
-        if attention is not None or "x" in self.needed:
-            d_read = torch.empty_like(read)
-            grouped(rows.per_rim(d_input), self.transposed["ih"], rows.per_rim(d_read))
-            if plan.input_keep is not None:
-                d_read.mul_(plan.input_keep[t].index_select(0, rows.by_rim)).mul_(plan.input_scale)
-            d_asks = self.read_backward(t, step, attention, d_read, d_attention)
+        if self.one_value:
+            d_asks = self.attend_backward(t, step, d_input, d_attention)
+        else:
+            read, attention = self.read(self.source, t, rows, step)
+            self.collect.add(read=rows.per_rim(read))
+            if attention is not None or "x" in self.needed:
+                d_read = torch.empty_like(read)
+                grouped(rows.per_rim(d_input), self.transposed["ih"], rows.per_rim(d_read))
+                d_asks = self.read_backward(t, step, attention, self.drop(d_read, t, rows), d_attention)
         if d_asks is None:
             dh.index_copy_(0, rows.by_rim, d_rows)
         elif self.all_ask:
             dh.index_copy_(0, rows.by_rim, d_rows)
-            pieces = per_rim(d_asks, self.num_rims)
-            grouped(pieces, self.transposed["input_query"], per_rim(dh, self.num_rims), add=True)
-            self.collect.add(asking=per_rim(h, self.num_rims), d_asks=pieces)
+            batched(d_asks, self.stacked["input_query"], dh, add=True)
+            self.collect.add(asking=per_rim(h, self.num_rims), d_asks=per_rim(d_asks, self.num_rims))
         else:
             pieces = rows.per_rim(d_asks)
             grouped(pieces, self.transposed["input_query"], rows.per_rim(d_rows), add=True)
@@ -622,13 +691,12 @@ class Backward(Pass):
                 split.copy_(d_parts.view_as(split))
             else:
                 split.zero_().index_copy_(0, step.present, d_parts.unflatten(0, (-1, plan.heads)))
-        pieces = per_rim(d_flat, self.num_rims)
         if plan.official:  # no gradient reaches the candidates of those that are not active
             d_told = torch.empty_like(dh)
-            grouped(pieces, self.transposed["told"], per_rim(d_told, self.num_rims))
+            batched(d_flat, self.stacked["told"], d_told)
             dh_new = dh.index_select(0, rows.by_rim).add_(d_told.index_select(0, rows.by_rim))
         else:
-            grouped(pieces, self.transposed["told"], per_rim(dh, self.num_rims), add=True)
+            batched(d_flat, self.stacked["told"], dh, add=True)
             dh_new = dh.index_select(0, rows.by_rim)
         pieces = rows.per_rim(d_query)
         grouped(pieces, self.transposed["query"], rows.per_rim(dh_new), add=True)
@@ -641,7 +709,7 @@ class Backward(Pass):
     ) -> Tensor | None:
         """From the gradient of what the active rows read, ``[N, H * V]`` by RIM, to that of the queries: of
         all rows, or of the active ones by RIM. None without attention. Notes those of keys and values."""
-        plan, rows, heads = self.plan, step.rows, self.plan.input_heads
+        rows, heads = step.rows, self.plan.input_heads
         groups = self.groups(rows, step.present)
         d_read = heads_first(d_read.index_select(0, rows.to_batch), heads, self.group)
         if attention is None or step.weights is None:
@@ -659,8 +727,19 @@ class Backward(Pass):
             keys = pick(all_keys[t], heads, groups)
             put(d_keys[t], heads, groups, torch.bmm(d_scores.transpose(1, 2), asks))
             return heads_last(torch.bmm(d_scores, keys), heads).index_select(0, rows.to_rim)
-        dense = asks.new_zeros(len(asks), heads, 1 + slots)
-        dense[:, :, 1:].index_copy_(0, rows.by_batch, heads_last(d_slots, heads).view(-1, heads, slots))
+        d_slots = heads_last(d_slots, heads).view(-1, heads, slots)
+        return self.scores_backward(t, step, rows.by_batch, d_slots, d_weights)
+
+    def scores_backward(
+        self, t: int, step: Step, where: Tensor, d_slots: Tensor, d_weights: Tensor | None
+    ) -> Tensor:
+        """From the gradient of the attention of the rows ``where`` on the slots, ``[N, H, S]``, to that of
+        the queries of all rows. Notes that of the keys."""
+        plan, heads, asks = self.plan, self.plan.input_heads, self.saved["asks"][t]
+        assert step.weights is not None
+        all_keys, d_keys = given(self.source.keys, self.d_keys)
+        dense = asks.new_zeros(len(asks), heads, 1 + d_slots.shape[2])
+        dense[:, :, 1:].index_copy_(0, where, d_slots)
         dense = dense.view(self.batch, self.num_rims, heads, -1).transpose(1, 2)
         if d_weights is not None:
             dense = dense + d_weights
@@ -671,6 +750,38 @@ class Backward(Pass):
         asks = heads_first(asks, heads, per_group)
         d_keys[t] = torch.bmm(d_scores.transpose(1, 2), asks)
         return heads_last(torch.bmm(d_scores, all_keys[t]), heads)
+
+    def attend_backward(self, t: int, step: Step, d_input: Tensor, d_weights: Tensor | None) -> Tensor:
+        """The same with one value, from the gradient of the dynamics' sums. The value's own gradient waits
+        for :meth:`end_chunk`."""
+        plan, rows = self.plan, step.rows
+        attention, index = self.attend(step), self.value_rows(t, rows)
+        per_rim = rows.per_rim
+        self.collect.add(index=per_rim(index), attention=per_rim(attention))
+        if plan.input_keep is not None:
+            kept = plan.input_keep[t].index_select(0, rows.by_rim).to(d_input.dtype)
+            self.collect.add(kept=per_rim(kept.mul_(plan.input_scale)))
+        d_slots = (d_input * self.saved["from_value"][t]).sum(1, keepdim=True)
+        if self.all_ask:
+            return self.scores_backward(t, step, rows.by_rim, d_slots[:, :, None], d_weights)
+        d_scores = d_slots.mul_(attention).mul_(1 - attention)
+        self.d_scores[t % self.chunk].index_copy_(0, rows.by_rim, d_scores)
+        (keys,) = given(self.source.keys)
+        return keys.view(-1, keys.shape[-1]).index_select(0, index).mul_(d_scores)
+
+    def read_of(self, k: int, rows: dict[str, Tensor]) -> Tensor:
+        """With one value: what RIM k's rows of a chunk read. Adds the gradient of the values."""
+        values = self.source.values.view(-1, self.source.values.shape[-1])
+        index, attention = rows["index"], rows["attention"]
+        if {"x", "input_value"} & self.needed:
+            d_values = self.d_values.view_as(values)
+            d_read = product(rows["d_input"], self.transposed["ih"][k])
+            if "kept" in rows:
+                d_read.mul_(rows["kept"])
+            # A RIM is active at most once at each place, so nothing is lost between reading and writing.
+            d_values.index_copy_(0, index, d_values.index_select(0, index).addcmul_(d_read, attention))
+        read = values.index_select(0, index).mul_(attention)
+        return read.mul_(rows["kept"]) if "kept" in rows else read
 
     def gradients(self, x: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Those of x and, by name, of the weights."""
@@ -686,9 +797,9 @@ class Backward(Pass):
         input_key, input_value = given(w.input_key, w.input_value)
         flat = x.reshape(-1, self.input_size)
         if "input_key" in self.needed:
-            grads["input_key"] = product(flat.t(), d_keys)
+            grads["input_key"] = outer(flat, d_keys)
         if "input_value" in self.needed:
-            grads["input_value"] = product(flat.t(), d_values)
+            grads["input_value"] = outer(flat, d_values)
         dx = None
         if "x" in self.needed:
             dx = product(d_values, input_value.t())
@@ -704,13 +815,13 @@ class Backward(Pass):
             for name, steps in (("out", self.d_out), ("gate", self.d_gate)):
                 if steps and {name, f"{name}_bias"} & self.needed:
                     gradient = torch.cat(steps)
-                    grads[name] = product(gradient.t(), heard)
+                    grads[name] = outer(gradient, heard)
                     grads[f"{name}_bias"] = gradient.sum(0)
         return grads
 
 
 SAVED = (
-    *("sums", "c_before", "aside", "asks"),
+    *("sums", "from_value", "c_before", "aside", "asks"),
     *("told", "queries", "keys", "values", "attention", "heard", "squashed", "opened"),
 )
 
@@ -749,7 +860,7 @@ class SequenceFunction(torch.autograd.Function):
             "states": states,
             "steps": ctx.steps,
             "saved": {n: cut(b, c) for n, b, c in zip(ctx.names, buffers, ctx.counts)},
-            "told": buffers[ctx.names.index("told")] if "told" in ctx.names else None,
+            **{n: buffers[ctx.names.index(n)] if n in ctx.names else None for n in ("told", "asks")},
             "traced": d_attention is not None,
         }
         zeros = torch.zeros_like(h0)
