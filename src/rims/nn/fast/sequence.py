@@ -426,7 +426,9 @@ class Forward(Pass):
             kept = select_active(-scores.flatten(0, 1), plan.topk).view_as(scores)
             scores.masked_fill_(~kept, -torch.inf)
         attention = stages.softmax_(scores)
-        heard = self.heard.steps[t].copy_(heads_last(torch.bmm(attention, values), plan.heads))
+        heard, parts = self.heard.steps[t], torch.bmm(attention, values)
+        parts = parts.view(-1, plan.heads, *parts.shape[1:]).transpose(1, 2)
+        heard.view(parts.shape).copy_(parts)
         out = product(heard, out_weight.t())
         if w.out_bias is not None:
             out += w.out_bias
