@@ -12,7 +12,8 @@ from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
 from rims.nn.fast import gpu
-from rims.nn.fast.sequence import Plan, Weights, run
+from rims.nn.fast.passes import Plan, Weights
+from rims.nn.fast.sequence import run
 from rims.nn.fast.single import applies, single_step
 from rims.nn.fast.stages import Chooser
 from rims.nn.trace import Trace

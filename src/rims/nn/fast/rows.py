@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from rims.nn.fast.memory import empty
@@ -27,7 +28,8 @@ class Rows:
         self.by_batch = chosen.reshape(-1).nonzero().squeeze(1)
         self.to_rim = (self.by_batch % num_rims).argsort(stable=True)
         self.by_rim = self.by_batch.index_select(0, self.to_rim)
-        self.to_batch = self.to_rim.argsort()
+        self.to_batch = torch.empty_like(self.to_rim)
+        self.to_batch[self.to_rim] = torch.arange(len(self.to_rim), device=chosen.device)
         self.counts: list[int] = chosen.sum(0).tolist()
 
     def per_rim(self, rows: Tensor) -> Sequence[Tensor]:
