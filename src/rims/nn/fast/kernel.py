@@ -4,7 +4,7 @@ All coupling between RIMs is inside a batch row, so a program takes a tile of ro
 walks through time without ever waiting for another program. What one thread writes and another reads goes
 through global memory (in practice the caches), with a barrier between the phases of a step. Per tile and step
 the recurrent and communication weights are read once, from the L2 cache; that traffic, not arithmetic, is
-what a step costs (docs/gpu-notes.md).
+what a step costs (docs/performance.md).
 
 Forwards, a step is: scores and who is active; gates and new states; queries, keys and values; attention over
 the RIMs; projection. Backwards the same from the end, with gates and attention weights kept from the forward
