@@ -213,6 +213,19 @@ def test_peers_all_active_without_communication_are_independent_torch_networks(c
         torch.testing.assert_close(y[..., 4 * k : 4 * k + 4], alone(x)[0], rtol=1e-12, atol=1e-12)
 
 
+def test_peers_each_dropout_acts_where_its_name_says() -> None:
+    """In a re-implementation the two are swapped."""
+    x = torch.randn(6, 3, 5)
+
+    def random(**options) -> bool:
+        rim = small(**options)
+        return not torch.equal(rim(x)[0], rim(x)[0])
+
+    assert random(input_dropout=0.5, communication=False)
+    assert not random(comm_dropout=0.5, communication=False)
+    assert random(comm_dropout=0.5)
+
+
 def test_peers_clipping_sees_live_weights_only() -> None:
     """83 % of the released code's squared gradient norm sits on weights that are zeroed before each use."""
     rim = small()
