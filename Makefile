@@ -1,12 +1,12 @@
 # make demo   train RIM and LSTM to copy, test them at longer delays, write runs/demo/report.html (about six minutes on two cores)
-# make test   the whole test suite
+# make test   the whole test suite, but what trains for minutes: make test-training
 # make check  linter, formatter and type checker
 # Each makes .venv first, with the exact versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check wheel clean
+.PHONY: demo test test-fast test-training check wheel clean
 
 demo: .venv/installed
 	$(BIN)/rims demo
@@ -15,7 +15,10 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not training"
+
+test-training: .venv/installed
+	$(BIN)/python -m pytest -n auto --dist worksteal -m training
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Options and fixtures of all tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=Path(__file__).parent / "golden",
         help="folder with recorded arrays of other implementations (default: tests/golden)",
+    )
+    parser.addoption(
+        "--data-dir",
+        type=Path,
+        default=os.environ.get("RIMS_DATA"),
+        help="folder with official data files, for the tests that read them (default: $RIMS_DATA)",
     )
 
 
@@ -39,6 +46,16 @@ def same_numbers_every_time() -> None:
     """One seed, one thread: a test gives the same numbers alone, in a suite and on several workers."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def official_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of official data files, named to the package too."""
+    folder = request.config.getoption("--data-dir")
+    if folder is None:
+        pytest.skip("no official data files: give their folder by --data-dir or RIMS_DATA")
+    monkeypatch.setenv("RIMS_DATA", str(folder))
+    return Path(folder)
 
 
 @pytest.fixture

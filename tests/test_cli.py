@@ -10,8 +10,10 @@ import time
 import pytest
 
 import rims
-from rims.cli import main
+from rims.cli import _shown, main
 from rims.errors import UserError, WorkError
+
+from .tasks.helpers import write_mnist
 
 SMALL = [
     *["--core.hidden-size", "4", "--model.input-size", "3", "--task.length", "2", "--task.delay", "2"],
@@ -71,7 +73,31 @@ TRAIN = ["train", "copying", "core:rim"]
         ([*TRAIN, "--training.accelerator", "abacus"], "invalid accelerator name"),
         ([*TRAIN, "--resume"], "--resume needs the folder of the run: --run FOLDER"),
         ([*TRAIN, "--training.devices", 2], "--run FOLDER"),
+        ([*TRAIN, "--match-to", "/nowhere"], "--match-to needs --match state or --match params"),
+        ([*TRAIN, "--match", "state", "--match-to", "/nowhere"], "/nowhere is no run folder"),
+        (
+            [*TRAIN, "--match", "state", "--core.hidden-size", 60],
+            "--match decides core.hidden_size, which is given too; give one of the two",
+        ),
+        (
+            ["train", "copying", "core:slstm", "--match", "state", "--core.num-heads", 7],
+            "no head_size gives slstm the state size of rim, 1,200: head_size 42 has 1,176, head_size 43",
+        ),
         ([*TRAIN, "--run", "/nowhere", "--resume"], "/nowhere is no run folder: it does not exist"),
+        (
+            ["train", "adding", "core:lstm", "--task.addends", 60],
+            "length is 50; expected at least addends, 60",
+        ),
+        (["train", "digits", "core:lstm", "--task.resolution", 0], "task digits: resolution is 0; expected"),
+        (["train", "scifar", "core:lstm", "--model.input-size", 2], "input_size is 2; expected at least 3"),
+        (
+            ["train", "smnist", "core:lstm", "--data-dir", "/nowhere"],
+            "the data folder /nowhere does not exist",
+        ),
+        (
+            ["train", "scifar", "core:lstm", "--data-dir", "."],
+            "has no CIFAR-10; looked for cifar-10-batches-bin",
+        ),
         (["train", "dance", "core:rim"], "unknown task 'dance'; known: "),
         (["train", "copying", "core:brain"], "unknown core 'brain'; known: "),
         (["eval", "/nowhere"], "/nowhere is no run folder: it does not exist"),
@@ -165,6 +191,41 @@ def test_options_may_stand_anywhere_after_their_subcommand(capsys, tmp_path, mon
     assert (config["core"]["hidden_size"], config["training"]["seed"]) == (5, 3)
 
 
+def test_match_stores_the_size_that_it_found(capsys, tmp_path):
+    small = ["--task.length=2", "--task.delay=2", "--training.updates=1", "--training.batch-size=2"]
+    small += ["--training.validation-sequences=2", "--training.accelerator=cpu", "--model.input-size=3"]
+    rim, lstm, gru = (tmp_path / name for name in ("rim", "lstm", "gru"))
+
+    def size(folder):
+        return json.loads((folder / "config.json").read_text())["core"]["hidden_size"]
+
+    options = ["--core.hidden-size=12", "--core.num-rims=2", "--core.num-active=1"]
+    main(["train", "copying", "core:rim", *small, *options, "--run", str(rim)])
+    state, params = (["--match", match, "--match-to", str(rim)] for match in ("state", "params"))
+    main(["train", "copying", "core:gru", *small, *state, "--run", str(gru)])
+    assert size(gru) == 24
+    again = ["train", "copying", "core:lstm", *small, *params, "--run", str(lstm)]
+    main(again)
+    rim_parameters, parameters = (
+        json.loads((folder / "summary.json").read_text())["core_parameters"] for folder in (rim, lstm)
+    )
+    assert parameters == pytest.approx(rim_parameters, rel=0.05)
+    assert parameters == 4 * size(lstm) * (3 + size(lstm) + 2)
+    capsys.readouterr()
+    main([*again, "--resume"])
+    assert "nothing to do" in capsys.readouterr().err
+    other = ["train", "copying", "core:lstm", *params, "--run", tmp_path / "x"]
+    assert f"{rim} has model.input_size 3; expected 600 as here" in fails(capsys, other)
+
+
+def test_match_is_to_the_default_rim(tmp_path, monkeypatch):
+    configs = []
+    monkeypatch.setattr("rims.cli._train", lambda config, folder, resume: configs.append(config))
+    for core, match in (("lstm", "params"), ("gru", "state"), ("rim", "params")):
+        main(["train", "copying", f"core:{core}", "--match", match, "--run", str(tmp_path / core)])
+    assert [config.core.hidden_size for config in configs] == [428, 1200, 600]
+
+
 def test_eval_prints_a_table_or_json(capsys, folder):
     main(["eval", str(folder), "--delays", "3", "9", "--sequences", "5"])
     table = capsys.readouterr().out
@@ -176,6 +237,60 @@ def test_eval_prints_a_table_or_json(capsys, folder):
     written = json.loads((folder / "evaluation.json").read_text())
     assert [row["condition"] for row in written["conditions"]] == [3, 4, 9]
     assert "delay is -1; expected at least 1" in fails(capsys, ["eval", folder, "--delays", "-1"])
+
+
+def test_every_task_trains_and_evaluates_from_the_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RIMS_DATA", "/nowhere")
+    write_mnist(tmp_path / "data", monkeypatch)
+    small = ["--core.hidden-size", "4", "--model.input-size", "3", "--training.updates", "3"]
+    small += [
+        "--training.batch-size",
+        "4",
+        "--training.accelerator",
+        "cpu",
+        "--data-dir",
+        str(tmp_path / "data"),
+    ]
+    options = {
+        "adding": ["--task.length", "5", "--task.addends", "3", "--task.test-lengths", "5", "8"],
+        "digits": ["--task.resolution", "2", "--task.test-resolutions", "2", "3"],
+        "smnist": ["--task.resolution", "2", "--task.test-resolutions", "2", "3"],
+    }
+    for task, more in options.items():
+        run = str(tmp_path / task)
+        main(["train", task, "core:lstm", *small, *more, "--run", run])
+        assert json.loads((tmp_path / task / "config.json").read_text())["task"]["name"] == task
+        main(["eval", run, "--data-dir", str(tmp_path / "data")])
+    assert os.environ["RIMS_DATA"] == "/nowhere"
+    capsys.readouterr()
+    main(
+        [
+            "eval",
+            str(tmp_path / "smnist"),
+            "--resolutions",
+            "4",
+            "--data-dir",
+            str(tmp_path / "data"),
+            "--json",
+        ]
+    )
+    (row,) = json.loads(capsys.readouterr().out)["conditions"]
+    assert (row["condition"], row["sequences"]) == (4, 7)
+    # Where data lie is not part of what a run is, and is asked for by those who need them.
+    assert "/data" not in (tmp_path / "smnist" / "config.json").read_text()
+    assert "data folder /nowhere does not exist" in fails(capsys, ["eval", tmp_path / "smnist"])
+    main(["eval", str(tmp_path / "adding")])
+    assert "0.2500" in capsys.readouterr().out  # chance: 3 addends / 12
+
+
+def test_small_errors_are_not_rounded_to_nothing():
+    assert [_shown(value) for value in (2.0794, 0.0, 0.01, 0.00023456, -0.5)] == [
+        "2.0794",
+        "0.0000",
+        "0.0100",
+        "2.35e-04",
+        "-0.5000",
+    ]
 
 
 def test_version(capsys):

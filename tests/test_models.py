@@ -7,7 +7,7 @@ import torch
 
 from rims.cores import LSTMConfig
 from rims.models import SequenceModel
-from rims.tasks import Copying
+from rims.tasks import Adding, Copying, SequentialCIFAR
 
 TASK = Copying(length=2, delay=3)
 
@@ -33,6 +33,38 @@ def test_dropout_is_on_both_sides_of_the_core_in_training_alone() -> None:
     assert torch.equal(model(tokens)[0], model(tokens)[0])
 
 
+@pytest.mark.parametrize(
+    ("size", "widths"), [(9, [3, 3, 3]), (10, [4, 3, 3]), (11, [4, 4, 3]), (3, [1, 1, 1])]
+)
+def test_each_channel_has_its_embedding_and_the_widths_sum_to_the_input_size(size, widths) -> None:
+    model = SequenceModel(SequentialCIFAR(), LSTMConfig(hidden_size=7), size).eval()
+    tokens = torch.randint(0, 256, (4, 2, 3))
+    x = model.encode(tokens)
+    assert x.shape == (4, 2, size)
+    tables = [embedding.weight for embedding in model.encoder.channels]
+    assert [tuple(table.shape) for table in tables] == [(256, width) for width in widths]
+    for t in range(4):
+        for b in range(2):
+            parts = [table[tokens[t, b, channel]] for channel, table in enumerate(tables)]
+            assert torch.equal(x[t, b], torch.cat(parts))
+    assert model(tokens)[0].shape == (4, 2, 10)
+
+
+def test_numbers_are_projected() -> None:
+    model = SequenceModel(Adding(), LSTMConfig(hidden_size=7), 5).eval()
+    x = torch.rand(6, 2, 3)
+    torch.testing.assert_close(model.encode(x), x @ model.encoder.weight.T + model.encoder.bias)
+    assert model(x)[0].shape == (6, 2, 1)
+
+
+@pytest.mark.parametrize("task", [TASK, Adding(), SequentialCIFAR()])
+def test_released_init_reaches_every_encoder(task) -> None:
+    model = SequenceModel(task, LSTMConfig(hidden_size=50), 40, init="released")
+    for name, weight in model.encoder.named_parameters():
+        if name != "bias":
+            assert 0.09 < weight.abs().max() <= 0.1
+
+
 def test_released_init_is_uniform_within_a_tenth() -> None:
     model = SequenceModel(TASK, LSTMConfig(hidden_size=50), 40, init="released")
     for weight in (model.encoder.weight, model.head.weight):
@@ -53,3 +85,9 @@ def test_released_init_is_uniform_within_a_tenth() -> None:
 def test_wrong_options(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         SequenceModel(TASK, LSTMConfig(hidden_size=7), **options)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_fewer_numbers_than_channels() -> None:
+    with pytest.raises(ValueError, match="input_size is 2; expected at least 3, one number for each channel"):
+        SequenceModel(SequentialCIFAR(), LSTMConfig(hidden_size=7), 2)

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rims.cores.base import CoreConfig, State
 from rims.tasks.base import Task, Tokens
+
+
+class ChannelEmbedding(nn.Module):
+    """An embedding for each channel of a token, side by side; their widths sum to ``size``, and differ by one
+    where it is not a multiple of ``channels``."""
+
+    def __init__(self, vocabulary: int, channels: int, size: int) -> None:
+        super().__init__()
+        if size < channels:
+            raise ValueError(
+                f"input_size is {size}; expected at least {channels}, one number for each channel of a token"
+            )
+        widths = [(size + channel) // channels for channel in reversed(range(channels))]
+        self.channels = nn.ModuleList(nn.Embedding(vocabulary, width) for width in widths)
+
+    def forward(self, tokens: Int[Tensor, "T B C"]) -> Float[Tensor, "T B I"]:
+        return torch.cat([embed(tokens[..., i]) for i, embed in enumerate(self.channels)], dim=-1)
 
 
 class SequenceModel(nn.Module):
@@ -35,21 +53,26 @@ class SequenceModel(nn.Module):
             raise ValueError(f"dropout is {dropout}; expected 0 <= dropout < 1")
         if init not in ("torch", "released"):
             raise ValueError(f"init is {init!r}; expected 'torch' or 'released'")
-        self.encoder: nn.Embedding | nn.Linear
-        if isinstance(task.input, Tokens):
-            self.encoder = nn.Embedding(task.input.vocabulary, input_size)
-        else:
+        self.encoder: nn.Embedding | ChannelEmbedding | nn.Linear
+        if not isinstance(task.input, Tokens):
             self.encoder = nn.Linear(task.input.size, input_size)
+        elif task.input.channels > 1:
+            self.encoder = ChannelEmbedding(task.input.vocabulary, task.input.channels, input_size)
+        else:
+            self.encoder = nn.Embedding(task.input.vocabulary, input_size)
         self.dropout = nn.Dropout(dropout)
         self.core = core.build(input_size)
         self.head = nn.Linear(self.core.output_size, task.output_size)
         if init == "released":
-            for layer in (self.encoder, self.head):
-                nn.init.uniform_(layer.weight, -0.1, 0.1)
+            for name, weight in [*self.encoder.named_parameters(), *self.head.named_parameters()]:
+                if not name.endswith("bias"):
+                    nn.init.uniform_(weight, -0.1, 0.1)
             nn.init.zeros_(self.head.bias)
 
     def encode(self, inputs: Tensor) -> Float[Tensor, "T B I"]:
         """The core's input, for ``inputs`` as the task gives them."""
+        if isinstance(self.encoder, nn.Linear):
+            inputs = inputs.to(self.encoder.weight.dtype)
         return self.dropout(self.encoder(inputs))
 
     def forward(

@@ -8,10 +8,11 @@ import time
 import pytest
 import torch
 
-from rims.bench import run, table
+from rims.bench import cores, run, table
 from rims.bench.arms import ARMS, Setting, layer, make_call
 from rims.bench.measure import matmul_peak, paired, peak_memory
 from rims.cli import main
+from rims.cores import CORES, GRUConfig, LSTMConfig, SLSTMConfig
 
 CPU = torch.device("cpu")
 TINY = Setting(steps=4, batch=2, input_size=8, hidden_size=24)
@@ -99,6 +100,77 @@ def test_the_whole_as_json_and_markdown(tmp_path, capsys) -> None:
     assert result["errors"]["fast, float32"] < 1e-4
     for row in result["rows"]:
         assert f"| {row['name']} | {1e3 * row['timing']['seconds']:.4g} |" in printed
+
+
+def test_all_cores_as_json_and_markdown(tmp_path, capsys) -> None:
+    small = "--setting.steps 3 --setting.batch 2 --setting.input-size 8 --setting.hidden-size 24"
+    file = tmp_path / "cores.json"
+    main(["bench", "--cores", *small.split(), "--repeats", "2", "--markdown", "--output", str(file)])
+    result = json.loads(file.read_text())
+    printed = capsys.readouterr().out
+    assert printed.strip() == table.markdown(result).strip()
+    assert {row["core"] for row in result["cores"]} == set(CORES)
+    (rim,) = (row for row in result["cores"] if row["core"] == "rim")
+    assert (rim["matched"], rim["state_size"]) == ("state, parameters", 48)
+    for row in result["cores"]:
+        option, size = row["size"].split()
+        core = CORES[row["core"]]
+        config = TINY.config if row["core"] == "rim" else core(**{option: int(size)})
+        built = config.build(8)
+        assert (built.num_parameters, built.state_size) == (row["parameters"], row["state_size"])
+        assert built.flops_per_step == row["flops_per_step"]
+        if "state" in row["matched"]:
+            assert row["state_size"] == rim["state_size"]
+        if "parameters" in row["matched"]:
+            assert row["parameters"] == pytest.approx(rim["parameters"], rel=0.05)
+        assert f"| {row['core']} | {row['size']} | {row['matched']} | {row['parameters']:,} |" in printed
+        assert f"| {1e6 * row['timings']['step']['seconds']:.4g} |" in printed
+
+
+def test_cores_that_cannot_be_matched_have_their_default_size(monkeypatch) -> None:
+    monkeypatch.setattr(cores, "CORES", {"gru": GRUConfig, "slstm": SLSTMConfig})
+    setting = Setting(input_size=8, hidden_size=18)  # state 36; an sLSTM's is a multiple of 16
+    found, unmatched = cores.sizes(setting)
+    assert [(equal, config.name) for equal, config in found] == [
+        ("state", "gru"),
+        ("parameters", "gru"),
+        ("", "slstm"),
+        ("parameters", "slstm"),
+    ]
+    assert found[2][1] == SLSTMConfig()
+    assert unmatched == [
+        "no head_size gives slstm the state size of rim, 36: head_size 2 has 32, head_size 3 has 48"
+    ]
+
+
+def test_a_core_and_the_reference_share_their_rounds_which_are_few_if_it_is_slow(monkeypatch) -> None:
+    calls: list[str] = []
+
+    def call(name: str, seconds: float):
+        def run() -> None:
+            calls.append(name)
+            busy(seconds)
+
+        return run
+
+    monkeypatch.setattr(cores, "LIMIT", 0.2)
+    timing = cores.pair(call("core", 0.06), call("lstm", 0.03), TINY, repeats=9)
+    assert timing.ratio == pytest.approx(2, rel=0.2)
+    assert timing.seconds == pytest.approx(0.06, rel=0.2)
+    assert calls == ["lstm", "core", "core"] + 3 * ["lstm", "core"]
+    calls.clear()
+    cores.pair(call("core", 0.005), call("lstm", 0.005), TINY, repeats=1)
+    assert 2 <= calls[3:].count("core") == calls[3:].count("lstm") <= 4
+
+
+def test_seconds_of_a_core_are_those_of_a_token() -> None:
+    """Beside a reference of known seconds: 5 x 4 tokens in a sequence, one in a step."""
+    setting = Setting(steps=5, batch=4, input_size=8, hidden_size=24)
+    references = {mode: lambda: busy(0.02) for mode in cores.MODES}
+    row = cores.compare(LSTMConfig(hidden_size=24), "", references, setting, repeats=1)
+    for mode, timing in row.timings.items():
+        tokens = 1 if mode == "step" else 20
+        assert timing.ratio == pytest.approx(timing.seconds * tokens / 0.02, rel=0.2)
 
 
 def test_sweeps_are_ratios_to_their_first_setting() -> None:

@@ -5,6 +5,8 @@ A new core joins by being registered, and by a small size here.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -24,6 +26,41 @@ SMALL: dict[str, list[CoreConfig]] = {
     ],
     "lstm": [CORES["lstm"](hidden_size=7)],
     "gru": [CORES["gru"](hidden_size=7)],
+    "slstm": [
+        CORES["slstm"](head_size=3, **options)
+        for options in ({"num_heads": 2}, {"num_heads": 1}, {"num_heads": 3, "forget_gate": "exp"})
+    ],
+    "mingru": [
+        CORES["mingru"](hidden_size=7, **options)
+        for options in ({}, {"num_layers": 1}, {"num_layers": 2, "candidate": "positive"})
+    ],
+    "rmc": [
+        CORES["rmc"](num_slots=3, num_heads=2, head_size=4, **options)
+        for options in (
+            {},
+            {"gate": "memory", "key_size": 3, "num_blocks": 2},
+            {"gate": "none", "mlp_layers": 3},
+        )
+    ],
+    "entnet": [CORES["entnet"](num_slots=3, slot_size=4), CORES["entnet"](num_slots=1, slot_size=7)],
+    "transformer": [
+        CORES["transformer"](num_layers=2, num_heads=2, head_pairs=2, window=window, positions=positions)
+        for window, positions in (
+            (16, "rotary"),
+            (3, "rotary"),
+            (4, "sinusoidal"),
+            (16, "sinusoidal"),
+            (2, "none"),
+        )
+    ],
+    "ntm": [
+        CORES["ntm"](hidden_size=7, output_size=6, memory_slots=5, memory_width=3, **options)
+        for options in ({}, {"num_reads": 2, "num_writes": 2}, {"shift_taps": 5, "clip": 1.0})
+    ],
+    "dnc": [
+        CORES["dnc"](hidden_size=7, output_size=6, memory_slots=5, memory_width=3, **options)
+        for options in ({}, {"num_reads": 1, "num_writes": 2}, {"strength": "oneplus", "num_reads": 2})
+    ],
 }
 CONFIGS = [config for name in CORES for config in SMALL[name]]
 
@@ -117,6 +154,25 @@ def test_every_parameter_is_live_and_counted(core: Core) -> None:
         assert p.grad.any(), name
         live += p.numel()
     assert core.num_parameters == live
+
+
+def test_any_size_is_possible_and_parameters_and_state_grow_with_it(config: CoreConfig) -> None:
+    cores = [config.sized(size).build(INPUT).double() for size in (1, 2, 3, 7)]
+    for smaller, larger in pairwise(cores):
+        assert smaller.num_parameters < larger.num_parameters
+        assert smaller.state_size < larger.state_size
+    output, _ = cores[0](inputs())
+    assert output.isfinite().all()
+    value = getattr(config, config.size)
+    assert [c for size in range(1, value + 1) if (c := config.sized(size)) == config], "cannot be sized back"
+
+
+def test_sizes_need_no_memory(config: CoreConfig, core: Core) -> None:
+    """On the meta device, where rims.cores.sizes tries many."""
+    with torch.device("meta"):
+        light = config.build(INPUT)
+    assert (light.num_parameters, light.state_size) == (core.num_parameters, core.state_size)
+    assert {p.device.type for p in light.parameters()} == {"meta"}
 
 
 def test_state_size_is_what_a_row_carries(core: Core) -> None:

@@ -41,31 +41,57 @@ for options in ({}, {"cell": "gru"}, {"variant": "official"}, {"selection": "com
 """
 
 COMPILE = """
+import gc
 import torch
 from torch import nn
 from rims import RIM
+from rims.nn.fast import opaque
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, inputs="vector", **options):
         super().__init__()
-        self.rim = RIM(8, 24, comm_key_size=4)
-        self.head = nn.Linear(24, 3)
+        self.rim = RIM(8, 24, inputs=inputs, **{"comm_key_size": 4, **options})
+        self.head = nn.Linear(24 * self.rim.num_directions, 3)
 
     def forward(self, x, reset):
-        return self.head(self.rim(x, reset=reset)[0])
+        mask = None if x.dim() == 3 else x[..., 0] > -1
+        return self.head(self.rim(x, reset=reset, mask=mask)[0])
 
-model = Model()
-x, reset = torch.randn(4, 3, 8), torch.rand(4, 3) < 0.3
-compiled = torch.compile(model, fullgraph=True)
-
-def values(call):
+def values(model, call, x, reset):
+    torch.manual_seed(1)  # the same dropout in both
     model.zero_grad()
     y = call(x, reset)
-    y.sum().backward()
-    return [y, *(p.grad.clone() for p in model.parameters())]
+    y.square().sum().backward()
+    return [y.detach(), *(p.grad.clone() for p in model.parameters())]
 
-for got, expected in zip(values(compiled), values(model)):
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+for backend, steps, options in (
+    ("inductor", 30, {}),
+    ("aot_eager", 5, {"cell": "gru", "bias": False}),
+    ("aot_eager", 5, {"cell": "gru", "num_layers": 2, "bidirectional": True, "communication": False}),
+    ("aot_eager", 5, {"variant": "official", "input_dropout": 0.2, "comm_dropout": 0.3}),
+    ("aot_eager", 5, {"selection": "competition", "inputs": "slots", "input_heads": 2, "comm_topk": 2}),
+    ("aot_eager", 5, {"inputs": "private"}),
+    ("aot_eager", 5, {"num_active": 6, "input_attention": False}),
+    ("aot_eager", 1, {}),
+):
+    torch.compiler.reset()
+    model = Model(**options)
+    slots = {"slots": (3,), "private": (6,)}.get(options.get("inputs"), ())
+    x, reset = torch.randn(steps, 3, *slots, 8), torch.rand(steps, 3) < 0.3
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for got, expected in zip(values(model, compiled, x, reset), values(model, model, x, reset)):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    y = compiled(x, reset)
+    one_operator = steps > 1 and model.rim.first.selection == "null"
+    assert bool(opaque.KEPT) == one_operator  # what its backward pass needs
+    del y
+    gc.collect()
+    assert not opaque.KEPT
+    with torch.no_grad():
+        got = compiled(x, reset)
+        assert not opaque.KEPT
+    if not options.get("input_dropout"):
+        torch.testing.assert_close(got, model(x, reset), rtol=1e-4, atol=1e-5)
 """
 
 

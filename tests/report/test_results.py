@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rims.cores import GRUConfig, LSTMConfig
+from rims.cores import CORES, GRUConfig, LSTMConfig
 from rims.errors import UserError
-from rims.report.results import gather
+from rims.report.results import COLOURS, display_name, gather
 from rims.tasks import Copying
 
 Make = Callable[..., Path]
@@ -79,3 +79,10 @@ def test_missing_and_damaged_folders_are_named(make: Make, tmp_path: Path) -> No
     (path / "evaluation.json").write_text('{"conditions": [{"condition": 4}]}')
     with pytest.raises(UserError, match=r"evaluation.json is damaged: KeyError 'metrics'"):
         gather([path])
+
+
+def test_every_core_has_a_colour_of_its_own_and_its_papers_spelling() -> None:
+    assert set(COLOURS) == set(CORES)
+    assert len(set(COLOURS.values())) == len(COLOURS)
+    names = {"rim": "RIM", "transformer": "Transformer", "entnet": "EntNet", "slstm": "sLSTM"}
+    assert {core: display_name(core) for core in names} == names

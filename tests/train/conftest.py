@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rims.cores import LSTMConfig
-from rims.tasks import Copying
+from rims.tasks import Copying, Task
 from rims.train.config import ModelOptions, RunConfig, TrainingOptions
 
 
@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 def config() -> Callable[..., RunConfig]:
     """A config that trains in a second; keyword arguments are training options."""
 
-    def make(**training: Any) -> RunConfig:
+    def make(task: Task | None = None, **training: Any) -> RunConfig:
         options = {
             "updates": 60,
             "batch_size": 4,
@@ -34,7 +34,7 @@ def config() -> Callable[..., RunConfig]:
             "accelerator": "cpu",
         }
         return RunConfig(
-            Copying(length=2, delay=2, test_delays=(2, 5)),
+            task or Copying(length=2, delay=2, test_delays=(2, 5)),
             LSTMConfig(4),
             ModelOptions(input_size=3, dropout=0.3),
             TrainingOptions(**{**options, **training}),

@@ -1,18 +1,24 @@
-"""Generated data are functions of what names them."""
+"""Batches are functions of what names them."""
 
+import collections
 import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rims.tasks import Batch, Copying
+from rims.tasks import Batch, Copying, DatasetTask
 from rims.train.data import (
     EVALUATION_BATCH,
+    TEST_SEQUENCES,
     TrainingStream,
     derive_seed,
     held_out,
+    held_out_size,
     measure,
     training_batch,
+    unseen,
 )
 
 TASK = Copying(length=6, delay=3)
@@ -63,6 +69,88 @@ def test_held_out_sets_are_fixed_and_of_the_size_asked_for():
     one, two = (list(held_out(TASK, "test", 5, n)) for _ in range(2))
     assert sum(batch.inputs.shape[1] for batch in one) == n
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(one, two, strict=True))
+
+
+class Numbered(DatasetTask):
+    """Sequence i of a split is (start of the split + i, condition)."""
+
+    starts = {"training": 0, "validation": 10_000, "test": 20_000}
+
+    def __init__(self, training=10, validation=6, test=700):
+        self.sizes = {"training": training, "validation": validation, "test": test}
+
+    def size(self, split):
+        return self.sizes[split]
+
+    def examples(self, split, indices, condition=None):
+        assert ((indices >= 0) & (indices < self.sizes[split])).all()
+        numbers = self.starts[split] + indices
+        return Batch(torch.stack([numbers, torch.full_like(numbers, condition or 0)]), numbers)
+
+
+def numbers(batches):
+    return [number for batch in batches for number in batch.targets.tolist()]
+
+
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(1, 3), st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+def test_every_epoch_holds_every_sequence_once(size, batch_size, ranks, seed):
+    task = Numbered(size)
+    epochs = 4
+    updates = range(-(-epochs * size // (batch_size * ranks)))
+    batches = [
+        training_batch(task, batch_size, seed, update, rank, ranks)
+        for update in updates
+        for rank in range(ranks)
+    ]
+    assert all(batch.targets.shape == (batch_size,) for batch in batches)
+    seen = numbers(batches)
+    for epoch in range(epochs):
+        assert collections.Counter(seen[epoch * size : (epoch + 1) * size]) == collections.Counter(
+            range(size)
+        )
+
+
+def test_epochs_and_seeds_have_their_own_order():
+    task = Numbered(1000)
+    orders = [numbers([training_batch(task, 1000, seed, update)]) for seed in range(3) for update in range(3)]
+    for one, two in itertools.combinations(orders, 2):
+        assert sum(a == b for a, b in zip(one, two)) < 15  # one by chance
+
+
+def test_the_stream_of_a_data_set_does_not_depend_on_where_it_starts():
+    task = Numbered(17)
+    whole = list(itertools.islice(TrainingStream(task, 4, seed=5, rank=1, ranks=2), 20))
+    for start in (0, 1, 7, 19):
+        resumed = itertools.islice(TrainingStream(task, 4, 5, start, 1, 2), 20 - start)
+        assert numbers(resumed) == numbers(whole[start:])
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(None, 700), (5, 5), (300, 300), (700, 700), (9999, 700)])
+def test_held_out_sequences_of_a_data_set_come_in_order_each_once(wanted, count):
+    task = Numbered()
+    assert held_out_size(task, "test", wanted) == count
+    batches = list(held_out(task, "test", 7, wanted))
+    assert numbers(batches) == list(range(20_000, 20_000 + count))
+    assert all((batch.inputs[1] == 7).all() for batch in batches)
+    assert max(batch.inputs.shape[1] for batch in batches) == min(count, EVALUATION_BATCH)
+    assert numbers(held_out(task, "validation", 7, wanted)) == list(range(10_000, 10_000 + min(count, 6)))
+
+
+def test_generated_sets_have_the_size_asked_for():
+    assert held_out_size(TASK, "test", None) == TEST_SEQUENCES
+    assert held_out_size(TASK, "test", 9999) == 9999
+
+
+def test_unseen_sequences_are_fresh_or_of_the_test_set():
+    found = numbers([unseen(Numbered(), 64, 3, 5)])
+    assert len(set(found)) == 64
+    assert min(found) >= 20_000
+    assert found != sorted(found)
+    assert found == numbers([unseen(Numbered(), 64, 3, 5)])
+    assert len(numbers([unseen(Numbered(test=9), 64, 3, 5)])) == 9
+    expected = TASK.batch(64, torch.Generator().manual_seed(3), 5)
+    assert torch.equal(unseen(TASK, 64, 3, 5).inputs, expected.inputs)
 
 
 def test_batches_count_by_their_size():

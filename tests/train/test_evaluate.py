@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rims.errors import UserError
+from rims.tasks import Digits
 from rims.train.checkpoint import load_model
 from rims.train.data import held_out
 from rims.train.evaluate import evaluate
@@ -30,6 +31,24 @@ def test_it_is_deterministic_and_without_dropout(run):
         outputs, _ = load_model(run)(inputs)
     accuracy = (outputs[-2:].argmax(-1) == targets[-2:]).float().mean()
     assert row["metrics"]["recall_accuracy"] == pytest.approx(float(accuracy))
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(None, 359), (100, 100), (5000, 359)])
+def test_a_data_set_is_tested_on_every_image_once(config, folder, wanted, count):
+    task = Digits(resolution=3, test_resolutions=(3, 4))
+    run = train(config(task, updates=3), folder, progress=False)
+    result = evaluate(run, sequences=wanted, accelerator="cpu")
+    assert [(row["condition"], row["sequences"]) for row in result["conditions"]] == [(3, count), (4, count)]
+    inputs, labels = task.examples("test", torch.arange(count), 4)
+    with torch.no_grad():
+        outputs, _ = load_model(run)(inputs)
+    hits = (outputs[-1].argmax(-1) == labels).float().mean()
+    assert result["conditions"][1]["metrics"]["accuracy"] == pytest.approx(float(hits))
+
+
+def test_generated_tasks_have_a_default(run, monkeypatch):
+    monkeypatch.setattr("rims.train.data.TEST_SEQUENCES", 17)
+    assert evaluate(run, [2], accelerator="cpu")["conditions"][0]["sequences"] == 17
 
 
 def test_conditions_merge(run):

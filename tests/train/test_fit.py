@@ -10,8 +10,10 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from rims.errors import Interrupted, UserError, WorkError
+from rims.tasks import Adding, Copying, Digits, SequentialMNIST
 from rims.train.callbacks import Measurements
 from rims.train.checkpoint import load_model
+from rims.train.data import held_out, measure
 from rims.train.fit import train
 from rims.train.folder import Run
 from rims.train.module import TrainingModule, build_model
@@ -73,6 +75,56 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch
     keys = {"validation", "updates", "parameters", "flops_per_step"}
     one, two = (run.read_json("summary.json") for run in (whole, parts))
     assert {k: one[k] for k in keys} == {k: two[k] for k in keys}
+
+
+@pytest.mark.parametrize(
+    "task", [Digits(resolution=3, test_resolutions=(3, 4)), Adding(length=5, test_lengths=(5, 9))]
+)
+def test_resuming_is_exact_on_every_kind_of_task(config, tmp_path, monkeypatch, task):
+    settings = config(task, updates=50, batch_size=37, checkpoint_every=7, validate_every=20)
+    whole = train(settings, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 33, raise_crash)  # 37 * 33 digits are more than an epoch
+        with pytest.raises(Crash):
+            train(settings, tmp_path / "parts", progress=False)
+    parts = train(settings, tmp_path / "parts", resume=True, progress=False)
+    assert_equal_runs(whole, parts)
+
+
+def test_validation_at_test_conditions_is_measured_and_decides_nothing(config, tmp_path):
+    task = Copying(length=2, delay=2, test_delays=(2, 5, 1))
+    plain = train(config(task), tmp_path / "plain", progress=False)
+    shifted = train(config(task, validate_shifted=True), tmp_path / "shifted", progress=False)
+    assert [row for row in rows(shifted) if row["condition"] == 2] == rows(plain)
+    more = [row for row in rows(shifted) if row["condition"] != 2]
+    assert [(row["update"], row["split"], row["condition"]) for row in more] == [
+        (update, "validation", delay) for update in (20, 40, 60) for delay in (5, 1)
+    ]
+    assert more[0].keys() == rows(plain)[1].keys()
+    for which in ("last", "best"):
+        one, two = weights(plain, which), weights(shifted, which)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (run.read_json("summary.json")["validation"] for run in (plain, shifted))
+    assert one == two
+    chosen = torch.load(shifted.best_checkpoint, weights_only=True)["callbacks"]["Checkpoints"]["best"]
+    assert chosen == min(row["loss"] for row in rows(plain) if row["split"] == "validation")
+    batches = held_out(task, "validation", 5, 8)
+    expected = measure(load_model(shifted), task, batches)
+    last = next(row for row in reversed(more) if row["condition"] == 5)
+    assert {name: last[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_numbers_are_read_in_every_precision(config, folder, precision):
+    run = train(config(Adding(length=4), updates=3, precision=precision), folder, progress=False)
+    assert run.metrics()[-1]["mean_squared_error"] < 10
+
+
+def test_missing_data_leave_no_folder(config, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RIMS_DATA", str(tmp_path))
+    with pytest.raises(UserError, match="has no MNIST file"):
+        train(config(SequentialMNIST()), folder, progress=False)
+    assert not folder.exists()
 
 
 def test_rows_and_files(config, folder):
@@ -239,6 +291,10 @@ def test_lightning_gets_the_options(config, folder, monkeypatch):
         ({"precision": "7"}, "Precision '7' is invalid"),
         ({"accelerator": "abacus"}, "invalid accelerator name"),
         ({"batch_size": 3, "devices": 2}, "batch_size is 3; expected a multiple of devices, 2"),
+        (
+            {"batch_size": 6, "devices": 2, "nodes": 2},
+            "batch_size is 6; expected a multiple of devices times nodes, 4",
+        ),
     ],
 )
 def test_wrong_options_leave_no_folder(config, folder, wrong, message):

@@ -118,6 +118,25 @@ def test_a_checkpoint_of_another_run(run, config, tmp_path):
         load_model(run)
 
 
+def test_a_checkpoint_of_an_earlier_version_lacks_newer_options(run):
+    content = torch.load(run.last_checkpoint, weights_only=True)
+    del content["rims"]["training"]["validate_shifted"]
+    torch.save(content, run.last_checkpoint)
+    load_model(run)
+    content["rims"]["training"]["clip"] = 0.5
+    torch.save(content, run.last_checkpoint)
+    with pytest.raises(UserError, match=r"last\.ckpt belongs to a run with another config"):
+        load_model(run)
+
+
+def test_a_checkpoint_of_who_knows_what(run):
+    content = torch.load(run.last_checkpoint, weights_only=True)
+    for config in (None, [], {}, {"task": 3}, {"task": {"name": "dance"}}):
+        torch.save({**content, "rims": config}, run.last_checkpoint)
+        with pytest.raises(UserError, match=r"last\.ckpt belongs to a run with another config"):
+            load_model(run)
+
+
 def test_no_checkpoint(run):
     run.last_checkpoint.unlink()
     with pytest.raises(UserError, match=r"there is no checkpoint .*last\.ckpt"):
@@ -132,7 +151,7 @@ def test_no_checkpoint(run):
         ('{"format": 1, "task"', "config.json is damaged"),
         ("[1]", "format None; this version of rims reads format 1"),
         ('{"format": 99}', "format 99; this version of rims reads format 1"),
-        ('{"format": 1, "task": {"name": "dance"}}', "unknown task 'dance'; known: copying"),
+        ('{"format": 1, "task": {"name": "dance"}}', "unknown task 'dance'; known: adding, copying"),
     ],
 )
 def test_half_written_and_other_folders(tmp_path, content, message):

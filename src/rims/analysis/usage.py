@@ -59,6 +59,21 @@ def usage_by_phase(trace: Trace, phases: Mapping[str, tuple[int, int]]) -> dict[
     return {name: active[start:stop].double().mean((0, 1)) for name, (start, stop) in phases.items()}
 
 
+def usage_by_kind(trace: Trace, kinds: Mapping[str, Bool[Tensor, " B"]]) -> dict[str, Float[Tensor, " K"]]:
+    """:func:`usage` over the rows of each named kind, as ``Task.kinds()`` gives them; NaN for a kind that no
+    row is of.
+
+    Raises ValueError for rows of another number than the trace has.
+    """
+    active = _active(trace)
+    for name, rows in kinds.items():
+        if rows.shape != active.shape[1:2]:
+            raise ValueError(
+                f"kind {name!r} is of {tuple(rows.shape)} rows; expected ({active.shape[1]},) as in the trace"
+            )
+    return {name: active[:, rows].double().mean((0, 1)) for name, rows in kinds.items()}
+
+
 def switching_rate(trace: Trace) -> Float[Tensor, " K"]:
     """The fraction of the T - 1 transitions t -> t + 1 at which each RIM becomes active or becomes inactive.
 

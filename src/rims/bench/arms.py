@@ -4,13 +4,14 @@ parameters."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rims.cores.sizes import units_for_parameters
+from rims.cores import GRUConfig, LSTMConfig, RIMConfig
+from rims.cores.sizes import matched
 from rims.nn import RIM
 
 Mode = Literal["forward", "train", "step"]
@@ -38,17 +39,27 @@ class Setting:
         dtype = torch.float64 if self.dtype == "float64" else torch.float32
         return {"device": self.device, "dtype": dtype}
 
+    @property
+    def config(self) -> RIMConfig:
+        """The RIM core of these sizes."""
+        return RIMConfig(
+            self.hidden_size, self.num_rims, num_active=self.num_active, comm_key_size=self.comm_size
+        )
+
     def rim(self, **options: Any) -> RIM:
         """The RIM layer of these sizes."""
-        return RIM(
-            self.input_size,
-            self.hidden_size,
-            self.num_rims,
-            self.num_active,
-            comm_key_size=self.comm_size,
-            **self.weights,
-            **options,
-        )
+        return RIM(self.input_size, **{**vars(self.config), **self.weights, **options})
+
+
+class OneStep(nn.Module):
+    """A RIM's cell for sequences of one step."""
+
+    def __init__(self, rim: RIM) -> None:
+        super().__init__()
+        self.cell = rim.first
+
+    def forward(self, x: Tensor) -> Any:
+        return self.cell(x[0])
 
 
 class CellLoop(nn.Module):
@@ -68,18 +79,19 @@ class CellLoop(nn.Module):
 
 
 def layer(name: str, setting: Setting) -> nn.Module:
-    """The layer called ``name``, one of :data:`ARMS`."""
+    """The layer called ``name``, one of :data:`ARMS` or :data:`COMPILED`."""
+    if name == "RIMCell, compiled":
+        return _compiled(OneStep(setting.rim()))
+    if name.endswith(", compiled"):
+        return _compiled(layer(COMPILED_FROM[name], setting))
     if name.startswith("RIM"):
         return setting.rim(backend=name.split()[1])
-    sizes = (setting.input_size, setting.hidden_size)
+    hidden_size = setting.hidden_size
     if name.endswith("equal parameters"):
-        parameters = sum(p.numel() for p in replace(setting, device="meta").rim().parameters())
-        sizes = (
-            setting.input_size,
-            units_for_parameters(4 if "LSTM" in name else 3, setting.input_size, parameters),
-        )
+        core = LSTMConfig() if "LSTM" in name else GRUConfig()
+        hidden_size = matched(core, setting.config, setting.input_size, "params").hidden_size
     kind = {"nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU, "nn.LSTMCell": CellLoop}[name.split()[0].rstrip(",")]
-    return kind(*sizes, **setting.weights)
+    return kind(setting.input_size, hidden_size, **setting.weights)
 
 
 ARMS = (
@@ -93,6 +105,19 @@ ARMS = (
 )
 
 
+COMPILED_FROM = {"RIM, compiled": "RIM auto", "nn.LSTMCell, compiled": "nn.LSTMCell loop"}
+COMPILED: dict[Mode, tuple[str, ...]] = {
+    "forward": ("RIM, compiled",),
+    "train": ("RIM, compiled",),
+    "step": ("RIMCell, compiled", "nn.LSTMCell, compiled"),
+}
+"""What torch.compile makes of them; measured on request, since it takes a minute and needs a C++ compiler."""
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    return torch.compile(module, fullgraph=True)  # type: ignore[return-value]
+
+
 REFERENCES: dict[Mode, str] = {"forward": "nn.LSTM", "train": "nn.LSTM", "step": "nn.LSTMCell loop"}
 """The arm that ratios are taken to: for acting, the cell."""
 
@@ -100,7 +125,11 @@ REFERENCES: dict[Mode, str] = {"forward": "nn.LSTM", "train": "nn.LSTM", "step":
 def make_call(name: str, mode: Mode, setting: Setting) -> Callable[[], object]:
     """A call of the layer ``name`` to be timed."""
     torch.manual_seed(0)
-    module = layer(name, setting)
+    return call_of(layer(name, setting), mode, setting)
+
+
+def call_of(module: nn.Module, mode: Mode, setting: Setting) -> Callable[[], object]:
+    """A call of a layer or core to be timed."""
     one = mode == "step"
     shape = (1, 1) if one else (setting.steps, setting.batch)
     x = torch.randn(*shape, setting.input_size, **setting.weights)

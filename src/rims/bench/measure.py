@@ -58,12 +58,13 @@ def paired(
     device: torch.device,
     repeats: int,
     number: int = 1,
+    warmups: int = 2,
 ) -> dict[str, Timing]:
     """Time ``calls`` in rounds, one after another in each round, so that what disturbs a round disturbs all
     in it."""
     rounds: list[dict[str, float]] = []
     for call in calls.values():
-        for _ in range(2):
+        for _ in range(warmups):
             call()
     gc.disable()
     try:

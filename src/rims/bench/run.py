@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rims.bench.arms import ARMS, REFERENCES, Mode, Setting, layer, make_call
+from rims.bench.arms import ARMS, COMPILED, REFERENCES, Mode, Setting, layer, make_call
 from rims.bench.measure import Timing, matmul_peak, paired, peak_memory
 from rims.cores import RIMCore
 from rims.nn import RIM
@@ -38,13 +38,16 @@ class Row:
         return asdict(self)
 
 
-def compare(setting: Setting, repeats: int, peak: float, say: Callable[[str], None]) -> Iterator[Row]:
+def compare(
+    setting: Setting, repeats: int, peak: float, compiled: bool, say: Callable[[str], None]
+) -> Iterator[Row]:
     """Every arm in every mode at one setting."""
     device = torch.device(setting.device)
     flops = RIMCore(replace(setting, device="cpu").rim()).flops_per_step
     for mode, table in MODES.items():
         say(table)
-        calls = {name: make_call(name, mode, setting) for name in ARMS}
+        names = (*ARMS, *COMPILED[mode]) if compiled else ARMS
+        calls = {name: make_call(name, mode, setting) for name in names}
         times = paired(calls, REFERENCES[mode], device, repeats, number=100 if mode == "step" else 1)
         tokens = 1 if mode == "step" else setting.steps * setting.batch
         for name, timing in times.items():
@@ -114,13 +117,15 @@ def _values(rim: RIM, x: Tensor, cotangent: Tensor) -> Sequence[Tensor]:
     return [y.detach().double(), *(g.double() for g in gradients)]
 
 
-def bench(setting: Setting, repeats: int, sweeps: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def bench(
+    setting: Setting, repeats: int, sweeps: bool, compiled: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Everything, as plain values: ``rows``, ``layers``, ``errors``, ``peak_flops``, ``setting``."""
     device = torch.device(setting.device)
     say("matmul peak")
     dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(setting.dtype, torch.float32)
     peak = matmul_peak(device, dtype)
-    rows = list(compare(setting, repeats, peak, say))
+    rows = list(compare(setting, repeats, peak, compiled, say))
     if sweeps:
         actives = {
             f"{a} of {setting.num_rims} active": replace(setting, num_active=a)

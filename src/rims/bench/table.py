@@ -11,6 +11,9 @@ Cells = list[tuple[str, ...]]
 
 def tables(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], Cells]]:
     """Title, header and rows of every table."""
+    if "cores" in result:
+        yield "all cores", CORE_HEADER, [_core_cells(row) for row in result["cores"]]
+        return
     layers: Cells = [
         (row["name"], f"{row['parameters']:,}", _mebibytes(row["memory"])) for row in result["layers"]
     ]
@@ -35,6 +38,40 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+CORE_HEADER = (
+    "",
+    "size",
+    "RIM's",
+    "parameters",
+    "state",
+    "kFLOP/step",
+    "train us/token",
+    "ratio",
+    "quartiles",
+    "forward us/token",
+    "ratio",
+    "one step us",
+)
+
+
+def _core_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    train, forward, step = (row["timings"][mode] for mode in ("train", "forward", "step"))
+    return (
+        row["core"],
+        row["size"],
+        row["matched"],
+        f"{row['parameters']:,}",
+        f"{row['state_size']:,}",
+        f"{row['flops_per_step'] / 1e3:,.0f}",
+        f"{1e6 * train['seconds']:.4g}",
+        f"{train['ratio']:.2f}",
+        f"{train['ratio_low']:.2f}-{train['ratio_high']:.2f}",
+        f"{1e6 * forward['seconds']:.4g}",
+        f"{forward['ratio']:.2f}",
+        f"{1e6 * step['seconds']:.4g}",
+    )
+
+
 def markdown(result: dict[str, Any]) -> str:
     """All tables, under the line that says how they were made."""
     lines = [about(result), ""]
@@ -46,14 +83,25 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def about(result: dict[str, Any]) -> str:
-    """Machine, commit, command, peak and errors in some sentences."""
-    made, errors = result["versions"], result["errors"]
+    """Machine, commit, command, and what holds for all tables, in some sentences."""
+    made = result["versions"]
     machine = made["gpu"] if result["setting"]["device"] == "cuda" else made["cpu"]
-    worst = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
     commit = (made["commit"] or "unknown")[:12]
-    return (
+    where = (
         f"`{made['command']}` at commit {commit} on {machine}, {result['threads']} thread(s), torch "
-        f"{made['torch']}, {made['time'][:10]}. Medians of {result['repeats']} rounds, ratios per round. "
+        f"{made['torch']}, {made['time'][:10]}. "
+    )
+    if "cores" in result:
+        return " ".join(
+            [
+                f"{where}Medians of up to {result['repeats']} rounds, ratios per round to nn.LSTM of "
+                f"{result['setting']['hidden_size']} units.",
+                *(f"{text}." for text in result["unmatched"]),
+            ]
+        )
+    worst = ", ".join(f"{name} {value:.1e}" for name, value in result["errors"].items())
+    return (
+        f"{where}Medians of {result['repeats']} rounds, ratios per round. "
         f"Matmul peak {result['peak_flops'] / 1e9:.0f} GFLOP/s. Largest relative error of outputs and "
         f"gradients against the float64 reference: {worst}."
     )

@@ -7,6 +7,7 @@ Shapes: T time, B batch, I input size, O output size.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -14,12 +15,14 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 State = Any
 """A tensor or a NamedTuple of tensors, every one with the batch first; nothing else."""
 
 S = TypeVar("S")
+C = TypeVar("C", bound="CoreConfig")
 
 
 class Core(nn.Module):
@@ -77,9 +80,15 @@ class Core(nn.Module):
         # In float64 nn.LSTM runs as matrix products, which the counter sees; in float32 as one fused call.
         core = copy.deepcopy(self).to("cpu", torch.float64).eval()
         x = torch.zeros(1, 1, self.input_size, dtype=torch.float64)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            core(x)
+        state = map_state(Tensor.detach, core.typical_state(1))
+        # Nor does the counter see the fused attention of the CPU.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            core(x, state)
         return counter.get_total_flops()
+
+    def typical_state(self, batch_size: int) -> State:
+        """A state from which a step costs what it costs in the long run."""
+        return self.initial_state(batch_size)
 
 
 def tensors(state: State) -> tuple[Tensor, ...]:
@@ -112,6 +121,16 @@ class CoreConfig:
     """The options of a core, as they stand in a run folder and on the command line. Subclasses add fields."""
 
     name: ClassVar[str]
+
+    size: ClassVar[str] = "hidden_size"
+    """The integer option that fair comparisons vary (see :meth:`sized` and rims.cores.sizes)."""
+
+    def sized(self: C, size: int) -> C:
+        """This config at a size of 1, 2, ...: each is possible, and parameters and state size grow with it.
+
+        The size is the value of the option named by :attr:`size`, unless a core says otherwise.
+        """
+        return dataclasses.replace(self, **{self.size: size})
 
     def build(self, input_size: int) -> Core:
         """Make the core. Raises ValueError for options that do not fit together."""

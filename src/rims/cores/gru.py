@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rims.cores.base import Core, CoreConfig, register
 from rims.cores.segments import run_segments
+from rims.nn.cell import check_positive
 
 
 class GRUCore(Core):
@@ -52,6 +53,5 @@ class GRUConfig(CoreConfig):
     """Units."""
 
     def build(self, input_size: int) -> GRUCore:
-        if self.hidden_size < 1:
-            raise ValueError(f"hidden_size is {self.hidden_size}; expected at least 1")
+        check_positive(hidden_size=self.hidden_size)
         return GRUCore(input_size, self.hidden_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -142,6 +142,10 @@ class RIMConfig(CoreConfig):
 
     backend: Literal["auto", "reference", "fast"] = "auto"
     """How the sequence is run: see :class:`rims.RIM`."""
+
+    def sized(self, size: int) -> RIMConfig:
+        """With ``size`` units a RIM: the total is a multiple of their number."""
+        return replace(self, hidden_size=size * self.num_rims)
 
     def build(self, input_size: int) -> RIMCore:
         return RIMCore(RIM(input_size, **vars(self)))

@@ -115,11 +115,11 @@ class RIMCell(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("cell", cell, ("lstm", "gru"))
-        _check_choice("variant", variant, ("paper", "official"))
-        _check_choice("selection", selection, ("null", "competition"))
-        _check_choice("inputs", inputs, ("vector", "slots", "private"))
-        _check_positive(
+        check_choice("cell", cell, ("lstm", "gru"))
+        check_choice("variant", variant, ("paper", "official"))
+        check_choice("selection", selection, ("null", "competition"))
+        check_choice("inputs", inputs, ("vector", "slots", "private"))
+        check_positive(
             input_size=input_size,
             hidden_size=hidden_size,
             num_rims=num_rims,
@@ -148,7 +148,7 @@ class RIMCell(nn.Module):
             input_value_size = 4 * rim_size // input_heads
         comm_key_size = (16 if variant == "official" else 32) if comm_key_size is None else comm_key_size
         comm_value_size = comm_key_size if comm_value_size is None else comm_value_size
-        _check_positive(
+        check_positive(
             input_value_size=input_value_size, comm_key_size=comm_key_size, comm_value_size=comm_value_size
         )
         if comm_topk is not None and not 1 <= comm_topk <= num_rims:
@@ -390,12 +390,14 @@ class RIMCell(nn.Module):
         return text
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-def _check_positive(**sizes: int) -> None:
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError unless every size is at least 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is {size}; expected at least 1")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rims.nn.cell import RIMCell, StepTrace
-from rims.nn.fast import Backend, run_sequence, why_not
+from rims.nn.fast import Backend, opaque, run_sequence, why_not
 from rims.nn.selection import lesion_mask
 from rims.nn.trace import Trace
 
@@ -235,7 +235,8 @@ class RIM(nn.Module):
                 index = layer * self.num_directions + direction
                 cell = self.cells[index]
                 assert isinstance(cell, RIMCell)
-                y, h, c, trace = self._runner(cell, x, h0[index], c0[index])(
+                runner = self._runner(cell, x, h0[index], c0[index], removed, return_trace)
+                y, h, c, trace = runner(
                     cell,
                     x,
                     h0[index],
@@ -255,13 +256,20 @@ class RIM(nn.Module):
             x = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
             if layer < self.num_layers - 1:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-        h = torch.stack(last_h)
-        return x, (h, torch.stack(last_c)) if first.cell == "lstm" else h, traces
+        if len(last_h) == 1:  # views: of a single step's time two copies are a part
+            h, c = last_h[0][None], last_c[0][None]
+        else:
+            h, c = torch.stack(last_h), torch.stack(last_c)
+        return x, (h, c) if first.cell == "lstm" else h, traces
 
-    def _runner(self, cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> Any:
+    def _runner(
+        self, cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, disabled: Tensor | None, return_trace: bool
+    ) -> Any:
         """What runs the sequence, by ``backend``."""
         if self.backend == "reference":
             return run_cell
+        if torch.compiler.is_compiling() and opaque.applies(cell, x, h, c, disabled, return_trace):
+            return opaque.run_sequence
         obstacle = why_not(cell, x, h, c)
         if obstacle is None:
             return run_sequence

@@ -1,4 +1,4 @@
-"""What a trained model's RIMs do: one traced pass over fresh sequences of its task."""
+"""What a trained model's RIMs do: one traced pass over sequences of its task that it has not learned from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rims.analysis import Trace, activity, switching_rate, usage, usage_by_phase
+from rims.analysis import Trace, activity, switching_rate, usage, usage_by_kind, usage_by_phase
 from rims.errors import UserError
 from rims.models import SequenceModel
 from rims.report.results import Result
+from rims.train.data import unseen
 
-SEQUENCES = 64
-"""Fresh sequences that the mean activity is taken over."""
+SEQUENCES = 128
+"""Sequences that the mean activity is taken over."""
 
 SEED = 20190924
 """Draws those sequences; unlike any seed one trains with."""
@@ -33,6 +34,8 @@ class Activity:
     """``[K]``: the fraction of all steps."""
     by_phase: dict[str, Tensor]
     """``[K]`` each: the fraction of a phase's steps."""
+    by_kind: dict[str, Tensor]
+    """``[K]`` each: the fraction of the steps of a kind of sequences, such as a class."""
     switching: Tensor
     """``[K]``: switches per step."""
 
@@ -80,7 +83,7 @@ def can_be_traced(result: Result) -> bool:
 def observe(result: Result) -> list[Activity]:
     """Trace the run's last checkpoint at each of :func:`conditions`.
 
-    Raises UserError when the checkpoint cannot be loaded.
+    Raises UserError when the checkpoint cannot be loaded, or data files are missing.
     """
     from rims.train.checkpoint import load_model
 
@@ -91,9 +94,10 @@ def observe(result: Result) -> list[Activity]:
 
 def _observe(result: Result, model: SequenceModel, device: torch.device, condition: int) -> Activity:
     task = result.config.task
-    batch = task.batch(SEQUENCES, torch.Generator().manual_seed(SEED), condition)
+    batch = unseen(task, SEQUENCES, SEED, condition)
     _, trace = trace_model(model, batch.inputs.to(device))
     phases = task.phases(condition)
+    kinds = {name: rows.to(device) for name, rows in task.kinds(batch).items()}
     return Activity(
         condition,
         phases,
@@ -101,5 +105,6 @@ def _observe(result: Result, model: SequenceModel, device: torch.device, conditi
         activity(trace).cpu(),
         usage(trace).cpu(),
         {name: values.cpu() for name, values in usage_by_phase(trace, phases).items()},
+        {name: values.cpu() for name, values in usage_by_kind(trace, kinds).items()},
         switching_rate(trace).cpu() if len(trace.active) > 1 else torch.zeros(trace.active.shape[2]),
     )

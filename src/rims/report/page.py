@@ -208,13 +208,16 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
         rims = [
             {
                 "phases": [float(values[rim]) for values in seen.by_phase.values()],
+                "kinds": [float(values[rim]) for values in seen.by_kind.values()],
                 "usage": float(seen.usage[rim]),
                 "switching": float(seen.switching[rim]),
             }
             for rim in range(seen.num_rims)
         ]
         shown["plots"].append((one, mean))
-        shown["tables"].append({"at": at, "phases": list(seen.phases), "rims": rims})
+        shown["tables"].append(
+            {"at": at, "phases": list(seen.phases), "kinds": list(seen.by_kind), "rims": rims}
+        )
     return shown
 
 

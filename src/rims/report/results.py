@@ -25,8 +25,13 @@ COLOURS = {
     "rmc": "#56b4e9",
     "entnet": "#7a5195",
     "transformer": "#222222",
+    "slstm": "#8c564b",
+    "mingru": "#9a9a00",
 }
-"""A core keeps its colour in every report: Okabe and Ito's palette for colour-blind readers, and two more."""
+"""A core keeps its colour in every report: Okabe and Ito's palette for colour-blind readers, and four."""
+
+SPELLING = {"entnet": "EntNet", "mingru": "minGRU", "slstm": "sLSTM"}
+"""Names of cores that their papers write in a way of their own."""
 
 MARKERS = "osD^vPX*"
 """A group's marker, so that colour is never the only difference."""
@@ -271,7 +276,7 @@ def options(config: RunConfig) -> dict[str, Any]:
 
 def display_name(core: str) -> str:
     """How a core is written in prose: abbreviations in capitals (LSTM), words as words (Transformer)."""
-    return core.upper() if len(core) <= 4 else core.capitalize()
+    return SPELLING.get(core) or (core.upper() if len(core) <= 4 else core.capitalize())
 
 
 def short(name: str) -> str:

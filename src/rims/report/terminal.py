@@ -34,14 +34,8 @@ def print_table(runs: Iterable[Path]) -> None:
             string = string.replace("±", "+-").replace("–", "-").replace("\N{NO-BREAK SPACE}", " ")
         return Text(string, style)
 
-    def table(name: str, columns: list[str], rows: list[list[str]]) -> Table:
-        grid = Table(
-            title=text(name, "bold"),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            pad_edge=False,
-        )
+    def table(columns: list[str], rows: list[list[str]]) -> Table:
+        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for index, column in enumerate(columns):
             grid.add_column(text(column), justify="right" if index else "left", overflow="fold")
         for row in rows:
@@ -49,9 +43,10 @@ def print_table(runs: Iterable[Path]) -> None:
         return grid
 
     def show(name: str, columns: list[str], rows: list[list[str]]) -> None:
-        grid = table(name, columns, rows)
+        grid = table(columns, rows)
         if console.measure(grid, options=console.options.update(max_width=10_000)).maximum > console.width:
-            grid = table(name, columns, [[cell.replace(" ±", "\n±") for cell in row] for row in rows])
+            grid = table(columns, [[cell.replace(" ±", "\n±") for cell in row] for row in rows])
+        console.print(text(name, "bold"))  # not as the grid's title, which is folded to the grid's width
         console.print(grid)
         console.print()
 
@@ -75,7 +70,7 @@ def _metric_table(section: Section, metric: str) -> tuple[str, list[str], list[l
             if estimate is None:
                 row.append(words.MISSING)
             else:
-                row.append(f"{words.value(metric, estimate.mean)} {words.spread(metric, estimate)}".strip())
+                row.append(words.with_spread(metric, estimate))
         rows.append(row)
     if metric in section.chance:
         rows.append(["chance", "", *[words.value(metric, section.chance[metric])] * len(section.conditions)])

@@ -24,9 +24,12 @@ def unit(metric: str) -> str:
 
 
 def value(metric: str, number: float) -> str:
-    """A metric's value without its unit: accuracies in per cent to one decimal, others to three."""
+    """A metric's value without its unit: accuracies in per cent to one decimal, others to three, but small
+    squared errors, which three decimals would round to nothing, to two digits."""
     if "accuracy" in metric:
         return f"{100 * number:.1f}"
+    if "error" in metric and 0 < abs(number) < 0.01:
+        return f"{number:.2g}"
     return f"{number:.3f}" if abs(number) < 10 or number != number else f"{number:.3g}"
 
 
@@ -37,6 +40,11 @@ def with_unit(metric: str, number: float) -> str:
 def spread(metric: str, estimate: Estimate) -> str:
     """The half-width of the interval, with its sign; empty for a single seed, which has none."""
     return "" if estimate.half_width is None else f"±\N{NO-BREAK SPACE}{value(metric, estimate.half_width)}"
+
+
+def with_spread(metric: str, estimate: Estimate) -> str:
+    """Mean and half-width of the interval, without unit."""
+    return f"{value(metric, estimate.mean)} {spread(metric, estimate)}".strip()
 
 
 def whole(number: int | None) -> str:

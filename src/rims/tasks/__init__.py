@@ -1,6 +1,24 @@
 """Tasks: data, the shift between training and test, the metric; a file each."""
 
-from rims.tasks.base import TASKS, Batch, Features, Task, Tokens, register
+from rims.tasks.adding import Adding
+from rims.tasks.base import TASKS, Batch, DatasetTask, Features, Split, Task, Tokens, register
 from rims.tasks.copying import Copying
+from rims.tasks.digits import Digits
+from rims.tasks.scifar import SequentialCIFAR
+from rims.tasks.smnist import SequentialMNIST
 
-__all__ = ["TASKS", "Batch", "Copying", "Features", "Task", "Tokens", "register"]
+__all__ = [
+    "TASKS",
+    "Adding",
+    "Batch",
+    "Copying",
+    "DatasetTask",
+    "Digits",
+    "Features",
+    "SequentialCIFAR",
+    "SequentialMNIST",
+    "Split",
+    "Task",
+    "Tokens",
+    "register",
+]

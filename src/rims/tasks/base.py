@@ -6,7 +6,7 @@ Shapes: T time, B batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,19 @@ class Batch(NamedTuple):
     """Sequences, time first."""
 
     inputs: Tensor
-    """``[T, B]`` integers for tokens, ``[T, B, features]`` floats otherwise."""
+    """``[T, B]`` integers for tokens, ``[T, B, channels]`` for those of several channels; floats
+    ``[T, B, features]`` otherwise."""
     targets: Tensor
     """What the outputs are compared with; the task knows its shape."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Inputs are integers below ``vocabulary``; the model embeds them."""
+    """Inputs are integers below ``vocabulary``, or ``channels`` of them at each step; the model embeds them,
+    each channel by itself."""
 
     vocabulary: int
+    channels: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,13 @@ class Features:
     size: int
 
 
+Split = Literal["training", "validation", "test"]
+
+
 @dataclass
 class Task:
     """The options of a task, as they stand in a run folder and on the command line. Subclasses add fields and
-    the methods' bodies.
+    the methods' bodies. Sequences are generated without end, or come from a data set (:class:`DatasetTask`).
 
     A *condition* is one setting of what is shifted between training and test (copying: the delay).
     ``training_condition`` is the one trained on; ``test_conditions`` are those reported.
@@ -84,6 +90,38 @@ class Task:
     def phases(self, condition: int | None = None) -> dict[str, tuple[int, int]]:
         """Named half-open spans of time steps, to be marked under activation rasters."""
         return {}
+
+    def kinds(self, batch: Batch) -> dict[str, Tensor]:
+        """Named kinds of sequences, such as classes, each as the rows ``[B]`` (bool) of the batch that are of
+        it, for the analysis of who is active in which."""
+        return {}
+
+    def prepare(self) -> None:
+        """Make ready what batches are made from. Raises UserError when data files are missing or damaged."""
+
+
+@dataclass
+class DatasetTask(Task):
+    """A task of finitely many sequences, each of which belongs to one split for ever. Subclasses give
+    :meth:`size` and :meth:`examples`; which sequences make a batch, in which order, is for those to say who
+    train and measure (rims.train.data)."""
+
+    def size(self, split: Split) -> int:
+        """Sequences in the split."""
+        raise NotImplementedError
+
+    def examples(self, split: Split, indices: Tensor, condition: int | None = None) -> Batch:
+        """The sequences at ``indices [B]`` of the split under ``condition`` (default: the training
+        condition): the same at each call, in whatever company."""
+        raise NotImplementedError
+
+    def batch(self, batch_size: int, generator: torch.Generator, condition: int | None = None) -> Batch:
+        """Training sequences, drawn with replacement."""
+        indices = torch.randint(self.size("training"), (batch_size,), generator=generator)
+        return self.examples("training", indices, condition)
+
+    def prepare(self) -> None:
+        self.size("training")
 
 
 TASKS: dict[str, type[Task]] = {}

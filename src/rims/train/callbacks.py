@@ -100,25 +100,36 @@ class Measurements(Callback):
             mean = trainer.strategy.reduce(torch.tensor(row["loss"], device=trainer.strategy.root_device))
             row["loss"] = float(mean)
         self.losses, self.norms = [], []
-        self._add_row(trainer, update, "training", row)
+        self._add_row(trainer, update, "training", self.run.config.task.training_condition, row)
 
     def _validate(self, trainer: Trainer, module: TrainingModule, update: int) -> None:
         options, task = self.run.config.training, self.run.config.task
-        batches = held_out(task, "validation", task.training_condition, options.validation_sequences)
+        conditions = [task.training_condition]
+        if options.validate_shifted:
+            conditions += [c for c in task.test_conditions if c != task.training_condition]
         module.model.eval()
-        with trainer.precision_plugin.forward_context():
-            self.validation = measure(module.model, task, batches, module.device)
+        for condition in conditions:
+            batches = held_out(task, "validation", condition, options.validation_sequences)
+            with trainer.precision_plugin.forward_context():
+                values = measure(module.model, task, batches, module.device)
+            self._add_row(trainer, update, "validation", condition, values)
+            if condition == task.training_condition:  # what models are selected by
+                self.validation = values
         module.model.train()
         self.validated_at = update
-        self._add_row(trainer, update, "validation", self.validation)
 
-    def _add_row(self, trainer: Trainer, update: int, split: str, values: dict[str, float]) -> None:
+    def _add_row(
+        self, trainer: Trainer, update: int, split: str, condition: int, values: dict[str, float]
+    ) -> None:
         if not trainer.is_global_zero:
             return
-        row = {"update": update, "split": split, "condition": self.run.config.task.training_condition}
+        row = {"update": update, "split": split, "condition": condition}
         self.run.add_metrics({**row, "seconds": round(self.seconds, 3), **values})
+        task = self.run.config.task
+        where = "" if condition == task.training_condition else f"_{task.condition_name}_{condition}"
         for logger in trainer.loggers:
-            logger.log_metrics({f"{split}/{name}": value for name, value in values.items()}, step=update)
+            tags = {f"{split}{where}/{name}": value for name, value in values.items()}
+            logger.log_metrics(tags, step=update)
 
 
 class StopOnSignal(Callback):

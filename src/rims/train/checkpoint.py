@@ -63,7 +63,12 @@ def read_checkpoint(path: Path, config: RunConfig, map_location: Any = "cpu") ->
         raise UserError(f"{path} is damaged or is no checkpoint of rims") from error
     if not isinstance(checkpoint, dict) or not {"rims", "state_dict", "global_step"} <= checkpoint.keys():
         raise UserError(f"{path} is no checkpoint of rims")
-    if checkpoint["rims"] != config.to_json():
+    # Compared as configs: in the checkpoint of an earlier version, options that are newer have their default.
+    try:
+        same = RunConfig.from_json(checkpoint["rims"]) == config
+    except (UserError, AttributeError, TypeError, ValueError):
+        same = False
+    if not same:
         raise UserError(f"{path} belongs to a run with another config than the one of its folder")
     return checkpoint
 

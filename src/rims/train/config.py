@@ -48,10 +48,13 @@ class TrainingOptions:
     """Decides the initial weights, the training data and the dropout masks."""
 
     validate_every: int = 500
-    """Updates between validations at the training condition."""
+    """Updates between validations at the training condition, by which the best checkpoint is chosen."""
 
     validation_sequences: int = 512
-    """Held-out sequences a validation."""
+    """Held-out sequences a validation and condition (at most all that a data set has)."""
+
+    validate_shifted: bool = False
+    """Also validate at the test conditions; no choice is ever made by what is measured there."""
 
     checkpoint_every: int = 500
     """Updates between checkpoints."""
@@ -60,7 +63,10 @@ class TrainingOptions:
     """Lightning's accelerator: auto, cpu, gpu."""
 
     devices: int = 1
-    """Devices to train on (data-parallel when more than one)."""
+    """Devices of a node to train on (data-parallel when more than one)."""
+
+    nodes: int = 1
+    """Nodes to train on, each with as many devices; the command is started on each of them."""
 
     precision: str = "32-true"
     """Lightning's precision, such as 32-true or bf16-mixed."""
@@ -76,6 +82,7 @@ class TrainingOptions:
             "validation_sequences",
             "checkpoint_every",
             "devices",
+            "nodes",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")

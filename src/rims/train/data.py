@@ -1,12 +1,13 @@
-"""Generated data as pure functions of what names them, so that nothing about data needs storing to resume a
-run.
+"""Batches as pure functions of what names them, so that nothing about data needs storing to resume a run.
 
-* The training batch of an update depends on the run's seed, the update and the rank.
+* The training batch of an update depends on the run's seed, the update and the rank. Of a data set, batches
+  are the consecutive pieces of one epoch after the other, each a permutation by the seed and its own number.
 * The validation and test sequences depend on the condition alone: every run is measured on the same ones.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,10 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from rims.tasks import Batch, Task
+from rims.tasks import Batch, DatasetTask, Task
 
 EVALUATION_BATCH = 256
-"""Sequences a batch of held-out data. Part of what a held-out set is: another size draws other sequences."""
+"""Sequences a batch of held-out data. Part of what a generated held-out set is: another size draws other
+sequences."""
+
+TEST_SEQUENCES = 2048
+"""Sequences that a generated test set has by default."""
 
 
 def derive_seed(stream: str, *indices: int) -> int:
@@ -34,30 +39,83 @@ def derive_seed(stream: str, *indices: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def training_batch(task: Task, batch_size: int, seed: int, update: int, rank: int = 0) -> Batch:
-    """The sequences that update number ``update`` (from 0) learns from."""
+def training_batch(
+    task: Task, batch_size: int, seed: int, update: int, rank: int = 0, ranks: int = 1
+) -> Batch:
+    """The sequences that rank number ``rank`` of ``ranks`` learns from in update number ``update`` (from
+    0)."""
+    if isinstance(task, DatasetTask):
+        start = (update * ranks + rank) * batch_size
+        return task.examples("training", _shuffled(task.size("training"), seed, start, start + batch_size))
     generator = torch.Generator().manual_seed(derive_seed("training", seed, update, rank))
     return task.batch(batch_size, generator)
+
+
+def _shuffled(size: int, seed: int, start: int, stop: int) -> Tensor:
+    """Items ``start`` to ``stop`` of the endless list of epochs, each of which holds every index once."""
+    pieces = []
+    while start < stop:
+        epoch, first = divmod(start, size)
+        pieces.append(_epoch(size, seed, epoch)[first : first + stop - start])
+        start += len(pieces[-1])
+    return torch.cat(pieces)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(size: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed("epoch", seed, epoch))
+    return torch.randperm(size, generator=generator)
 
 
 class TrainingStream(IterableDataset[Batch]):
     """Training batches without end, from the one of update number ``start`` on."""
 
-    def __init__(self, task: Task, batch_size: int, seed: int, start: int = 0, rank: int = 0) -> None:
-        self.task, self.batch_size, self.seed, self.start, self.rank = task, batch_size, seed, start, rank
+    def __init__(
+        self, task: Task, batch_size: int, seed: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.task, self.batch_size, self.seed = task, batch_size, seed
+        self.start, self.rank, self.ranks = start, rank, ranks
 
     def __iter__(self) -> Iterator[Batch]:
         for update in itertools.count(self.start):
-            yield training_batch(self.task, self.batch_size, self.seed, update, self.rank)
+            yield training_batch(self.task, self.batch_size, self.seed, update, self.rank, self.ranks)
 
 
-def held_out(
-    task: Task, split: Literal["validation", "test"], condition: int, sequences: int
-) -> Iterator[Batch]:
-    """The fixed sequences of a split at a condition, in batches of :data:`EVALUATION_BATCH` or less."""
-    for number, start in enumerate(range(0, sequences, EVALUATION_BATCH)):
-        generator = torch.Generator().manual_seed(derive_seed(split, condition, number))
-        yield task.batch(min(EVALUATION_BATCH, sequences - start), generator, condition)
+HeldOut = Literal["validation", "test"]
+
+
+def held_out_size(task: Task, split: HeldOut, wanted: int | None) -> int:
+    """Sequences in the held-out set when ``wanted`` are asked for: a data set has no more than it has.
+
+    ``None`` is the default: the whole split of a data set, :data:`TEST_SEQUENCES` where they are generated.
+    """
+    if isinstance(task, DatasetTask):
+        size = task.size(split)
+        return size if wanted is None else min(wanted, size)
+    return TEST_SEQUENCES if wanted is None else wanted
+
+
+def held_out(task: Task, split: HeldOut, condition: int, sequences: int | None) -> Iterator[Batch]:
+    """The fixed sequences of a split at a condition, :func:`held_out_size` of them, in batches of
+    :data:`EVALUATION_BATCH` or less. Those of a data set come in its order, each once."""
+    count = held_out_size(task, split, sequences)
+    for number, start in enumerate(range(0, count, EVALUATION_BATCH)):
+        stop = min(start + EVALUATION_BATCH, count)
+        if isinstance(task, DatasetTask):
+            yield task.examples(split, torch.arange(start, stop), condition)
+        else:
+            generator = torch.Generator().manual_seed(derive_seed(split, condition, number))
+            yield task.batch(stop - start, generator, condition)
+
+
+def unseen(task: Task, sequences: int, seed: int, condition: int) -> Batch:
+    """Sequences to look at that no run has learned from: fresh ones, or test sequences of a data set chosen
+    at random."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(task, DatasetTask):
+        chosen = torch.randperm(task.size("test"), generator=generator)[:sequences]
+        return task.examples("test", chosen, condition)
+    return task.batch(sequences, generator, condition)
 
 
 @torch.no_grad()

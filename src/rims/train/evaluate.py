@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rims.errors import UserError
 from rims.train.checkpoint import Which, load_model_and_update
-from rims.train.data import held_out, measure
+from rims.train.data import held_out, held_out_size, measure
 from rims.train.folder import Run
 from rims.train.guards import disk_errors, quiet_lightning
 from rims.train.versions import commit
@@ -19,19 +19,24 @@ from rims.train.versions import commit
 def evaluate(
     run: Run,
     conditions: Sequence[int] | None = None,
-    sequences: int = 2048,
+    sequences: int | None = None,
     checkpoint: Which = "last",
     accelerator: str = "auto",
 ) -> dict[str, Any]:
     """Measure the run's model on the fixed test set of each condition (default: the task's test conditions).
 
+    ``sequences`` is how many of them; by default, and at most, all of a data set's test split, or 2048 where
+    they are generated.
+
     Returns, and writes to evaluation.json, ``{"commit": ..., "conditions": [{"condition", "checkpoint",
     "update", "sequences", "metrics"}, ...]}`` sorted by condition. Earlier measurements at other conditions
-    stay. Raises UserError for conditions that the task refuses and for checkpoints that cannot be used.
+    stay. Raises UserError for conditions that the task refuses, for checkpoints that cannot be used and for
+    data files that are missing or damaged.
     """
     task = run.config.task
-    if sequences < 1:
+    if sequences is not None and sequences < 1:
         raise UserError(f"sequences is {sequences}; expected at least 1")
+    task.prepare()
     before = run.read_json("evaluation.json") or {"conditions": []}
     found = {row["condition"]: row for row in before["conditions"]}
     model, update = load_model_and_update(run, checkpoint)
@@ -54,7 +59,7 @@ def evaluate(
                 "condition": condition,
                 "checkpoint": checkpoint,
                 "update": update,
-                "sequences": sequences,
+                "sequences": held_out_size(task, "test", sequences),
                 "metrics": metrics,
             }
     result = {"commit": commit(), "conditions": [found[condition] for condition in sorted(found)]}

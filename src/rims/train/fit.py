@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from rims.errors import Interrupted, UserError
 from rims.train.callbacks import Checkpoints, Measurements, StopOnSignal
 from rims.train.checkpoint import AtomicCheckpointIO, read_checkpoint
-from rims.train.config import RunConfig
+from rims.train.config import RunConfig, TrainingOptions
 from rims.train.data import TrainingStream
 from rims.train.folder import Run
 from rims.train.guards import disk_errors, quiet_lightning
@@ -33,15 +33,15 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
     measurements of an uninterrupted one, bit for bit on the CPU. Resuming a finished run changes nothing.
     ``progress`` writes to stderr.
 
-    Raises UserError for what cannot be used (options, folder, checkpoint, a full disk), WorkError for a loss
-    that is not finite, Interrupted after Ctrl-C or SIGTERM, with a checkpoint of the last update.
+    Raises UserError for what cannot be used (options, data files, folder, checkpoint, a full disk), WorkError
+    for a loss that is not finite, Interrupted after Ctrl-C or SIGTERM, with a checkpoint of the last update.
     """
     folder = Path(folder)
     options = config.training
-    if options.batch_size % options.devices:
-        raise UserError(
-            f"batch_size is {options.batch_size}; expected a multiple of devices, {options.devices}"
-        )
+    processes = options.devices * options.nodes
+    if options.batch_size % processes:
+        what = "devices" if options.nodes == 1 else "devices times nodes"
+        raise UserError(f"batch_size is {options.batch_size}; expected a multiple of {what}, {processes}")
     with quiet_lightning(), _threads(options.threads), torch.random.fork_rng(devices=_cuda_devices()):
         module = TrainingModule(config)
         run = Run.open(folder) if resume else Run(folder, config)
@@ -51,11 +51,17 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
         if resume and run.last_checkpoint.exists():
             start = read_checkpoint(run.last_checkpoint, config)["global_step"]
         if start < options.updates:
+            config.task.prepare()
             stop = StopOnSignal()
             trainer = _trainer(run, stop, start, progress)
             _prepare(run, resume, start, first=trainer.is_global_zero)
             stream = TrainingStream(
-                config.task, options.batch_size // options.devices, options.seed, start, trainer.global_rank
+                config.task,
+                options.batch_size // processes,
+                options.seed,
+                start,
+                trainer.global_rank,
+                trainer.world_size,
             )
             with disk_errors(run):
                 trainer.fit(module, stream, ckpt_path=run.last_checkpoint if start else None)
@@ -66,10 +72,16 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
             start = trainer.global_step
         elif progress:
             print(f"{folder} is finished ({start} updates): nothing to do", file=sys.stderr)
-        if run.read_json("summary.json") is None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if is_first_process(options) and run.read_json("summary.json") is None:
             with disk_errors(run):
                 run.write_json("summary.json", _summary(run, module, start))
     return run
+
+
+def is_first_process(options: TrainingOptions) -> bool:
+    """Whether this process is the one that writes and reports, of all that train a run together."""
+    # A run of one process asks nobody: a scheduler may have numbered the runs by the same variables.
+    return options.devices * options.nodes == 1 or getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _trainer(run: Run, stop: StopOnSignal, start: int, progress: bool) -> Trainer:
@@ -87,6 +99,7 @@ def _trainer(run: Run, stop: StopOnSignal, start: int, progress: bool) -> Traine
         return Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
+            num_nodes=options.nodes,
             precision=precision,
             max_steps=options.updates,
             max_epochs=-1,
@@ -118,7 +131,9 @@ def _prepare(run: Run, resume: bool, start: int, first: bool) -> None:
 
 def _summary(run: Run, module: TrainingModule, updates: int) -> dict[str, Any]:
     core = module.model.core
-    last = next((row for row in reversed(run.metrics()) if row["split"] == "validation"), None)
+    trained = run.config.task.training_condition
+    validations = [r for r in run.metrics() if r["split"] == "validation" and r["condition"] == trained]
+    last = validations[-1] if validations else None
     about = ("update", "split", "condition", "seconds")
     return {
         "updates": updates,

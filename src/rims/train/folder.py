@@ -5,11 +5,13 @@
     config.json      RunConfig and the format's version
     versions.json    commit, versions, machine and command, one entry a start or resume
     metrics.jsonl    a line a measurement: {"update": 500, "split": "training" | "validation",
-                     "condition": 50, "seconds": 61.2, "loss": ...}
+                     "condition": 50, "seconds": 61.2, "loss": ...}; at the training condition, and with
+                     validate_shifted at each test condition
     evaluation.json  test metrics: {"commit": ..., "conditions": [{"condition": 50, "checkpoint": "last",
                      "update": 30000, "sequences": 2048, "metrics": {...}}]}
     summary.json     written at the end: updates, seconds, parameters (of the model), core_parameters,
-                     state_size, flops_per_step, validation (metrics of the last one)
+                     state_size, flops_per_step, validation (metrics of the last one, at the training
+                     condition)
     checkpoints/     last.ckpt (to resume), best.ckpt (lowest validation loss at the training condition)
     tensorboard/     event files
 """
@@ -130,6 +132,14 @@ class Run:
         """Remove the unfinished files of killed processes. Only for the process that trains the run."""
         for leftover in self.path.glob(f"**/.*{_UNFINISHED}"):
             leftover.unlink(missing_ok=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """:func:`write_atomically` for a file that a user named. Raises UserError when it cannot be written."""
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 _UNFINISHED = ".unfinished"

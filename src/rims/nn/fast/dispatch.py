@@ -26,6 +26,11 @@ def why_not(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
     """What keeps this call from the fast path; None if nothing does."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "tracing and torch.compile"
+    return obstacle(cell, x, h, c)
+
+
+def obstacle(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
+    """:func:`why_not`, tracing aside."""
     dtype = cell.dynamics.weight_hh.dtype
     if x.device.type not in ("cpu", "cuda"):
         return f"device {x.device.type!r}"
@@ -82,7 +87,25 @@ def run_sequence(
         if reset is not None and not reverse:
             h, c = (part.masked_fill(reset[0, :, None], 0.0) for part in (h, c))
         h, c = single_step(cell, x[0], h, c, disabled)
-        return h[None], h, c, None
+        return h[None], h.clone(), c, None
+    plan, x = prepare(cell, x, reset, mask, valid, disabled, reverse, return_trace)
+    with torch.autocast(x.device.type, enabled=False):
+        y, h_last, c_last, trace = run(plan, weights_of(cell), x, h, c)
+    return *finish(plan, y, h_last, c_last, c), trace
+
+
+def prepare(
+    cell: RIMCell,
+    x: Tensor,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    valid: Tensor | None,
+    disabled: Tensor | None,
+    reverse: bool,
+    return_trace: bool,
+) -> tuple[Plan, Tensor]:
+    """The call in the terms of :mod:`rims.nn.fast.sequence`: the plan, with dropout drawn, and x
+    ``[T, B, S, I]``."""
     dtype, device = cell.dynamics.weight_hh.dtype, x.device.type
     x = x.to(dtype)
     if cell.inputs == "vector":
@@ -118,13 +141,16 @@ def run_sequence(
         plan.input_keep, plan.input_scale = dropout_mask(cell.input_dropout.p, *rows, read)
     if cell.training and communication is not None and communication.dropout.p:
         plan.comm_keep, plan.comm_scale = dropout_mask(communication.dropout.p, *rows, cell.rim_size)
-    with torch.autocast(device, enabled=False):
-        y, h_last, c_last, trace = run(plan, weights_of(cell), x, h, c)
+    return plan, x
+
+
+def finish(plan: Plan, y: Tensor, h: Tensor, c: Tensor, c_first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs and last state as the cell has them: a GRU passes its ``c`` through, padding is zero."""
     if plan.gru:
-        c_last = c if reset is None else c.masked_fill(reset.any(0)[:, None], 0.0)
-    if valid is not None:
-        y = y.masked_fill(~valid[..., None], 0.0)
-    return y, h_last, c_last, trace
+        c = c_first if plan.reset is None else c_first.masked_fill(plan.reset.any(0)[:, None], 0.0)
+    if plan.valid is not None:
+        y = y.masked_fill(~plan.valid[..., None], 0.0)
+    return y, h, c
 
 
 def dropout_mask(p: float, *shape: int) -> tuple[Tensor, float]:

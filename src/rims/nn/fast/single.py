@@ -52,41 +52,43 @@ def single_step(
 def one_row(
     cell: RIMCell, x: Tensor, h_flat: Tensor, c_flat: Tensor, disabled: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """:func:`single_step` where B is 1."""
+    """:func:`single_step` where B is 1.
+
+    Of the input weights, the largest, only those of the active RIMs are read. All else is computed for all
+    RIMs: picking rows out of so little costs more than working on them.
+    """
     read, dynamics, hear = cell.input_attention, cell.dynamics, cell.communication
     assert read is not None
     assert hear is not None
     rims, heads = cell.num_rims, read.heads
-    h, c = h_flat.view(rims, -1), c_flat.view(rims, -1)
-    h_rows = h.unsqueeze(1)
+    h, c = h_flat.view(rims, 1, -1), c_flat.view(rims, 1, -1)
 
-    asks = torch.bmm(h_rows, read.query).view(rims, heads, -1).transpose(0, 1)
-    keys = torch.mm(x, read.key).view(heads, -1, 1)
-    scores = torch.bmm(asks, keys).view(heads, rims).mul_(-1 / math.sqrt(keys.shape[1]))  # negative
-    penalty = scores.sigmoid()  # attention on null
-    chosen = first(penalty.view(-1) if heads == 1 else penalty.mean(0), cell.num_active, disabled)
-    active = torch.tensor(chosen, device=h.device)
-    attention = scores.neg_().sigmoid_().t()[active].unsqueeze(2)  # [A, H, 1]
-    u = (attention * torch.mm(x, read.value).view(heads, -1)).view(len(chosen), 1, -1)
+    asks = torch.bmm(h, read.query).view(rims, heads, -1)
+    keys = torch.mm(x, read.key).view(heads, -1)
+    scores = torch.linalg.vecdot(asks, keys).mul_(-1 / math.sqrt(keys.shape[1]))  # [K, H], negative
+    penalty = scores.sigmoid_()  # attention on null
+    chosen = first(penalty.view(-1) if heads == 1 else penalty.mean(1), cell.num_active, disabled)
+    active = torch.tensor([[[k in chosen]] for k in range(rims)], device=h.device)
+    u = ((1 - penalty).unsqueeze(2) * torch.mm(x, read.value).view(heads, -1)).view(rims, 1, -1)
 
-    weights = dynamics.weight_ih.unbind()
-    from_input = torch.cat([torch.mm(row, weights[k]) for row, k in zip(u.unbind(), chosen)])
     write = None
     if isinstance(dynamics, LSTMDynamics):
-        from_state = product(h_rows, dynamics.weight_hh, total_bias(dynamics)).view(rims, -1)
-        h_new, c_new = lstm(from_input.add_(from_state[active]), c[active])
-        c = c.index_copy(0, active, c_new)
+        sums = product(h, dynamics.weight_hh, total_bias(dynamics))
+        add_products(sums, u, dynamics.weight_ih, chosen)
+        h_new, c_new = lstm(sums, c)
+        c = torch.where(active, c_new, c)
     else:
-        if dynamics.bias_ih is not None:
-            from_input += dynamics.bias_ih[active]
-        from_state = product(h_rows, dynamics.weight_hh, dynamics.bias_hh).view(rims, -1)
-        h_new, write = gru(from_input, from_state[active], h[active])
+        from_state = product(h, dynamics.weight_hh, dynamics.bias_hh)
+        bias = dynamics.bias_ih
+        from_input = torch.zeros_like(from_state) if bias is None else bias.unsqueeze(1).clone()
+        add_products(from_input, u, dynamics.weight_ih, chosen)
+        h_new, write = gru(from_input, from_state, h)
 
-    heard = listen(hear, h.index_copy(0, active, h_new).unsqueeze(1), disabled)
-    out = torch.nn.functional.linear(heard.view(rims, -1)[active], hear.out.weight, hear.out.bias)
+    heard = listen(hear, torch.where(active, h_new, h), disabled)
+    out = torch.nn.functional.linear(heard, hear.out.weight, hear.out.bias)
     if write is not None:
         out = out.tanh_().mul_(write)
-    return h.index_copy(0, active, out.add_(h_new)).view_as(h_flat), c.view_as(c_flat)
+    return torch.where(active, out.add_(h_new), h).view_as(h_flat), c.view_as(c_flat)
 
 
 def few_rows(
@@ -168,18 +170,23 @@ def gru(from_input: Tensor, from_state: Tensor, h: Tensor) -> tuple[Tensor, Tens
     return n.mul_(write).addcmul_(z, h), write
 
 
+def add_products(sums: Tensor, rows: Tensor, weights: Tensor, chosen: list[int]) -> None:
+    """``sums[k] += rows[k] @ weights[k]`` for each k in ``chosen``."""
+    into, left, right = sums.unbind(), rows.unbind(), weights.unbind()
+    for k in chosen:
+        into[k].addmm_(left[k], right[k])
+
+
 def listen(hear: Communication, told: Tensor, disabled: Tensor | None) -> Tensor:
     """What each RIM hears of ``told [K, B, D]``, before the projection: ``[K, B, H * V]``."""
-    shape = (*told.shape[:2], hear.heads, -1)
-    q = torch.bmm(told, hear.query).view(shape).permute(1, 2, 0, 3)  # [B, H, K, E]
-    k = torch.bmm(told, hear.key).view(shape).permute(1, 2, 0, 3)
-    v = torch.bmm(told, hear.value).view(shape).permute(1, 2, 0, 3)
-    audible = None if disabled is None else ~disabled[None]
+    rims, batch, _ = told.shape
+    shape = (rims, batch * hear.heads, -1)
+    q = torch.bmm(told, hear.query).view(shape).transpose(0, 1)  # [B * H, K, E]
+    k = torch.bmm(told, hear.key).view(shape).permute(1, 2, 0)
+    v = torch.bmm(told, hear.value).view(shape).transpose(0, 1)
+    scores = torch.bmm(q, k).mul_(1 / math.sqrt(k.shape[1]))
+    if disabled is not None:
+        scores.masked_fill_(disabled, -torch.inf)
     if hear.topk is not None:
-        scores = (q @ k.transpose(2, 3)).div_(math.sqrt(k.shape[-1]))
-        if audible is not None:
-            scores.masked_fill_(~audible, -torch.inf)
-        kept = select_active(-scores.flatten(0, 2), hear.topk).view_as(scores)
-        audible = kept if audible is None else kept & audible
-    heard = torch.nn.functional.scaled_dot_product_attention(q, k, v, audible)
-    return heard.permute(2, 0, 1, 3).reshape(*told.shape[:2], -1)
+        scores.masked_fill_(~select_active(-scores.flatten(0, 1), hear.topk).view_as(scores), -torch.inf)
+    return torch.bmm(scores.softmax(-1), v).transpose(0, 1).reshape(rims, batch, -1)

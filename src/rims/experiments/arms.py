@@ -1,0 +1,170 @@
+"""What an experiment is: arms, each one configuration beside the numbers that were published for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rims.cores import CORES, CoreConfig, RIMConfig
+from rims.cores.sizes import Match, matched, measure
+from rims.errors import UserError
+from rims.tasks import Task
+from rims.train.config import ModelOptions, RunConfig, TrainingOptions
+
+Scale = Literal["smoke", "small", "paper"]
+"""Seconds, to see that all works; hours on two CPU cores; the paper's sizes and updates."""
+
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+DROPOUT = {"input_dropout": 0.1, "comm_dropout": 0.1}
+"""Of the paper's RIMs (Table 3)."""
+
+
+MEMORY: dict[int, dict[str, dict[str, Any]]] = {
+    1200: {"ntm": {"memory_slots": 40}},
+    600: {
+        "ntm": {"memory_slots": 20},
+        "dnc": {"memory_slots": 8, "memory_width": 8},
+        "rmc": {"num_heads": 3},
+        "slstm": {"num_heads": 3},
+        "transformer": {"num_layers": 3, "num_heads": 2},
+    },
+    240: {
+        "ntm": {"memory_slots": 8},
+        "dnc": {"memory_slots": 6, "memory_width": 6, "num_reads": 2},
+        "transformer": {"num_layers": 3, "num_heads": 2},
+    },
+}
+"""Options of other cores by the state size of the RIMs beside them: memories small enough, and in such parts,
+that the rest of a core can make up the same state, or come near the parameters."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the table."""
+
+    name: str
+    """Also that of its folder."""
+    config: RunConfig
+    published: dict[int, float] = field(default_factory=dict)
+    """The paper's value of the experiment's metric, by condition, where it has one for this arm."""
+
+    def runs(self, folder: Path, seeds: int) -> dict[Path, RunConfig]:
+        """Its runs by their folders."""
+        return {
+            folder / f"{self.name}-{seed}": replace(
+                self.config, training=replace(self.config.training, seed=seed)
+            )
+            for seed in range(seeds)
+        }
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An experiment at one scale."""
+
+    arms: list[Arm]
+    seeds: int
+    impossible: list[str] = field(default_factory=list)
+    """Arms that were wanted but have no size, and why."""
+
+    def only(self, names: Sequence[str]) -> Grid:
+        """The arms of these names. Raises UserError for an unknown or impossible one."""
+        known = {arm.name: arm for arm in self.arms}
+        for name in names:
+            for why in self.impossible:
+                if why.startswith(f"{name}: "):
+                    raise UserError(why)
+            if name not in known:
+                raise UserError(f"unknown arm {name!r}; known: {', '.join(known)}")
+        return replace(self, arms=[known[name] for name in names] or self.arms)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment."""
+
+    name: str
+    source: str
+    """Where in the paper."""
+    metric: str
+    """What its tables show."""
+    build: Callable[[Scale], Grid]
+
+
+EXPERIMENTS: dict[str, Experiment] = {}
+
+
+def register(experiment: Experiment) -> Experiment:
+    """Add an experiment to :data:`EXPERIMENTS`."""
+    EXPERIMENTS[experiment.name] = experiment
+    return experiment
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the arms of a grid share: all but the core."""
+
+    task: Task
+    model: ModelOptions
+    training: TrainingOptions
+
+    def arm(self, name: str, core: CoreConfig, published: dict[int, float] | None = None) -> Arm:
+        config = copy.deepcopy(
+            RunConfig(self.task, core, self.model, self.training)
+        )  # shared with no other arm
+        return Arm(name, config, published or {})
+
+    def others(self, like: RIMConfig) -> tuple[list[Arm], list[str]]:
+        """Every other core at the state size and at the parameters of the RIMs ``like``, and what has no such
+        size."""
+        options = MEMORY.get(measure(like, self.model.input_size, "state_size"), {})
+        arms, impossible = [], []
+        for name in sorted(set(CORES) - {like.name}):
+            for match in get_args(Match):
+                try:
+                    core = matched(CORES[name](**options.get(name, {})), like, self.model.input_size, match)
+                except ValueError as error:
+                    impossible.append(f"{name}-{match}: {error}")
+                else:
+                    arms.append(self.arm(f"{name}-{match}", core))
+        return arms, impossible
+
+
+SMALL = {"input_key_size": 32, "input_value_size": 64, "comm_key_size": 16}
+"""Attention of RIMs of 50 units or fewer rather than 100."""
+
+
+def attention(scale: Scale) -> dict[str, int]:
+    """Sizes of the RIMs' attention."""
+    return {} if scale == "paper" else SMALL
+
+
+def budget(scale: Scale, updates: int, every: int, **options: Any) -> TrainingOptions:
+    """``updates`` with a validation, at the test conditions too, ``every`` so many; a few at the smoke scale.
+    Smaller scales than the paper's take a cosine, because they end sooner, and the CPU."""
+    shared: dict[str, Any] = {"validate_shifted": True, "threads": 1, **options}
+    if scale == "smoke":
+        shared |= {"updates": 4, "validate_every": 2, "checkpoint_every": 2, "validation_sequences": 16}
+    else:
+        shared |= {"updates": updates, "validate_every": every, "checkpoint_every": 500}
+    if scale != "paper":
+        shared |= {"schedule": "cosine", "accelerator": "cpu"}
+    return TrainingOptions(**shared)
+
+
+def rims(active: int, rims: int = 6, size: int = 600, **options: Any) -> RIMConfig:
+    """``active`` of ``rims`` RIMs of ``size`` units together, with the paper's dropout."""
+    return RIMConfig(hidden_size=size, num_rims=rims, num_active=active, **{**DROPOUT, **options})
+
+
+def unlike(arms: Iterable[Arm]) -> list[Arm]:
+    """The arms without those that repeat an earlier one under another name."""
+    found: list[Arm] = []
+    for arm in arms:
+        if all(arm.config != other.config for other in found):
+            found.append(arm)
+    return found

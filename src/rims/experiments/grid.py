@@ -1,0 +1,158 @@
+"""Many runs side by side, each trained, tested and resumable, with their progress in one place."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from rims.errors import Interrupted, UserError, WorkError
+from rims.experiments.watch import POLL_SECONDS, Watch
+from rims.nn.fast.memory import keep_freed_memory
+from rims.train.checkpoint import Which
+from rims.train.config import RunConfig
+from rims.train.evaluate import evaluate
+from rims.train.fit import train
+from rims.train.folder import Run
+
+LOCK_SECONDS = 120.0
+"""How long a run waits for another process in its folder to end."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run is tested when it has ended."""
+
+    checkpoint: Which = "last"
+    sequences: int | None = None
+
+
+class UnexpectedError(WorkError):
+    """An error that no run should end with; another attempt may go well."""
+
+
+def run_grid(
+    configs: Mapping[Path, RunConfig], testing: Evaluation, again: str, workers: int | None = None
+) -> dict[Path, str]:
+    """Train and test ``configs``, by their run folders, in ``workers`` processes (default: one for each CPU
+    core). What was stopped goes on where it was; what is done is left alone.
+
+    A run that fails does not stop the others: returns what went wrong, by folder. Raises UserError for
+    folders that hold other runs; Interrupted, naming the command ``again``, after Ctrl-C.
+    """
+    open_runs = not_done(configs, testing)
+    if not open_runs:
+        return {}
+    workers = min(len(open_runs), workers or os.cpu_count() or 1)
+    # Fresh processes, because a process that has used its threads cannot be forked safely.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+        futures = {folder: pool.submit(_run, config, folder, testing) for folder, config in open_runs.items()}
+        try:
+            with Watch(open_runs) as watch:
+                pending = set(futures.values())
+                while pending:
+                    _, pending = wait(pending, timeout=POLL_SECONDS)
+                    running = [folder for folder, future in futures.items() if future.running()]
+                    watch.show(running, [folder for folder, future in futures.items() if future.done()])
+            return {folder: text for folder, future in futures.items() if (text := future.result())}
+        except (KeyboardInterrupt, Interrupted, BrokenProcessPool) as error:
+            pool.shutdown(cancel_futures=True)
+            raise Interrupted(f"stopped; to go on: {again}") from error
+
+
+def seed_by_seed(groups: Iterable[Mapping[Path, RunConfig]]) -> dict[Path, RunConfig]:
+    """The runs of all groups, each of which has its seeds in order: one seed of all before the next, so that
+    early tables are whole."""
+    return dict(pair for column in zip(*(runs.items() for runs in groups)) for pair in column)
+
+
+def not_done(configs: Mapping[Path, RunConfig], testing: Evaluation) -> dict[Path, RunConfig]:
+    """The runs that are still to be trained or tested. Raises UserError if another run stands in a folder."""
+    return {folder: config for folder, config in configs.items() if not is_done(folder, config, testing)}
+
+
+def is_done(folder: Path, config: RunConfig, testing: Evaluation) -> bool:
+    """Whether the run has ended and was tested as wanted. Raises UserError if another run stands there."""
+    if not (folder / "config.json").exists():
+        return False
+    run = Run.open(folder)
+    if run.config != config:
+        raise UserError(f"{folder} was started with other options; give another folder, or remove it")
+    evaluation = run.read_json("evaluation.json") or {"conditions": []}
+    tested = {row["condition"] for row in evaluation["conditions"] if row["checkpoint"] == testing.checkpoint}
+    return run.read_json("summary.json") is not None and set(config.task.test_conditions) <= tested
+
+
+def run_one(config: RunConfig, folder: Path, testing: Evaluation) -> None:
+    """Train, or go on, and test, in this process and in no other at the same time.
+
+    Raises what training and testing raise by themselves; anything else as UnexpectedError, its traceback in
+    failures.txt in the folder.
+    """
+    keep_freed_memory()
+    with _alone(folder):
+        try:
+            run = train(config, folder, resume=(folder / "config.json").exists(), progress=False)
+            evaluate(
+                run,
+                sequences=testing.sequences,
+                checkpoint=testing.checkpoint,
+                accelerator=config.training.accelerator,
+            )
+        except (UserError, WorkError, Interrupted):
+            raise
+        except Exception as error:  # memory, a driver, a fault of ours: no reason to stop the others
+            log = folder / "failures.txt"
+            folder.mkdir(exist_ok=True)
+            with open(log, "a") as file:
+                file.write(traceback.format_exc() + "\n")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UnexpectedError(f"{reason} (more in {log})") from error
+
+
+def _run(config: RunConfig, folder: Path, testing: Evaluation) -> str | None:
+    """What a worker process does. Returns what went wrong in one line."""
+    try:
+        run_one(config, folder, testing)
+    except (UserError, WorkError) as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time in a run folder: after a kill, that of the last attempt may still be ending."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.parent / f".{folder.name}.lock")
+        lock.acquire(timeout=LOCK_SECONDS)
+    except filelock.Timeout:
+        raise UserError(f"another process trains {folder}") from None
+    except OSError as error:
+        raise UserError(f"cannot write {folder.parent}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it is killed, and leave no orphan that trains on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
