@@ -269,8 +269,9 @@ class Reproduce:
 
     name: tyro.conf.Positional[str]
     """copying, copying-ablations, adding, smnist, scifar or digits."""
-    scale: Literal["smoke", "small", "paper"] = "small"
-    """Seconds, to see that all works; hours on two CPU cores; the paper's sizes and updates."""
+    scale: Literal["smoke", "small", "short", "paper"] = "small"
+    """smoke: seconds, to see that all works; small: hours on two CPU cores; short: the paper's sizes for as
+    many updates as small; paper: its sizes and updates."""
     only: tuple[str, ...] = ()
     """Arms to run; without, all."""
     seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None

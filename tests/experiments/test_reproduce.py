@@ -50,6 +50,17 @@ def test_fair_sizes_are_fair_and_miss_no_core(name: str, scale) -> None:
         assert any(abs(found - parameters) <= 0.05 * parameters for found in sizes("num_parameters", core))
 
 
+@pytest.mark.parametrize("name", ["copying", "adding", "smnist"])
+def test_the_short_scale_has_the_papers_sizes_and_the_small_scales_updates(name: str) -> None:
+    short, paper, small = (plan(name, scale).arms for scale in ("short", "paper", "small"))
+    published = {arm.name: arm.config for arm in paper}
+    for arm in short:
+        assert (arm.config.core, arm.config.task) == (published[arm.name].core, published[arm.name].task)
+    training = short[0].config.training
+    assert training.updates == small[0].config.training.updates < paper[0].config.training.updates
+    assert (training.schedule, training.accelerator) == ("cosine", "auto")
+
+
 def test_the_paper_scale_is_the_papers() -> None:
     copying = {arm.name: arm for arm in plan("copying", "paper").arms}
     core, training = copying["rim-6-4"].config.core, copying["rim-6-4"].config.training

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rims.cores import LSTMConfig
-from rims.experiments.arms import Experiment, Grid, Scale, Setup, attention, budget, register, rims, unlike
+from rims.experiments.arms import (
+    Experiment,
+    Grid,
+    Scale,
+    Setup,
+    attention,
+    budget,
+    register,
+    rims,
+    sized,
+    unlike,
+)
 from rims.experiments.copying import units
 from rims.tasks import Adding
 from rims.train.config import ModelOptions
@@ -18,7 +29,7 @@ def setup(scale: Scale) -> Setup:
     """Task, model and budget: lr 1e-3 and clipping at 0.1 as in the released code."""
     return Setup(
         Adding(length=6, test_lengths=(6, 12)) if scale == "smoke" else Adding(),
-        ModelOptions(input_size={"smoke": 16, "small": 64, "paper": 600}[scale]),
+        ModelOptions(input_size=sized(scale, 16, 64, 600)),
         budget(
             scale,
             updates=100 * EPOCH if scale == "paper" else 2000,

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from rims.cores import CORES, CoreConfig, RIMConfig
 from rims.cores.sizes import Match, matched, measure
@@ -14,8 +14,9 @@ from rims.errors import UserError
 from rims.tasks import Task
 from rims.train.config import ModelOptions, RunConfig, TrainingOptions
 
-Scale = Literal["smoke", "small", "paper"]
-"""Seconds, to see that all works; hours on two CPU cores; the paper's sizes and updates."""
+Scale = Literal["smoke", "small", "short", "paper"]
+"""Seconds, to see that all works; hours on two CPU cores; the paper's sizes for as many updates as "small";
+its sizes and updates."""
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
@@ -138,21 +139,31 @@ SMALL = {"input_key_size": 32, "input_value_size": 64, "comm_key_size": 16}
 """Attention of RIMs of 50 units or fewer rather than 100."""
 
 
+V = TypeVar("V")
+
+
+def sized(scale: Scale, smoke: V, small: V, paper: V) -> V:
+    """What fits the sizes of the scale: "short" has the paper's."""
+    return {"smoke": smoke, "small": small, "short": paper, "paper": paper}[scale]
+
+
 def attention(scale: Scale) -> dict[str, int]:
     """Sizes of the RIMs' attention."""
-    return {} if scale == "paper" else SMALL
+    return sized(scale, SMALL, SMALL, {})
 
 
 def budget(scale: Scale, updates: int, every: int, **options: Any) -> TrainingOptions:
     """``updates`` with a validation, at the test conditions too, ``every`` so many; a few at the smoke scale.
-    Smaller scales than the paper's take a cosine, because they end sooner, and the CPU."""
+    Scales that end sooner than the paper's take a cosine; those of smaller sizes, the CPU."""
     shared: dict[str, Any] = {"validate_shifted": True, "threads": 1, **options}
     if scale == "smoke":
         shared |= {"updates": 4, "validate_every": 2, "checkpoint_every": 2, "validation_sequences": 16}
     else:
         shared |= {"updates": updates, "validate_every": every, "checkpoint_every": 500}
     if scale != "paper":
-        shared |= {"schedule": "cosine", "accelerator": "cpu"}
+        shared["schedule"] = "cosine"
+    if scale in ("smoke", "small"):
+        shared["accelerator"] = "cpu"
     return TrainingOptions(**shared)
 
 

@@ -13,6 +13,7 @@ from rims.experiments.arms import (
     budget,
     register,
     rims,
+    sized,
     unlike,
 )
 from rims.tasks import Copying
@@ -21,15 +22,16 @@ from rims.train.config import ModelOptions
 
 def setup(scale: Scale) -> Setup:
     """Task, model and budget."""
-    tasks = {
-        "smoke": Copying(length=3, delay=5, test_delays=(5, 10)),
-        "small": Copying(length=5, delay=20, test_delays=(20, 80, 200)),
-        "paper": Copying(),
-    }
+    task = sized(
+        scale,
+        Copying(length=3, delay=5, test_delays=(5, 10)),
+        Copying(length=5, delay=20, test_delays=(20, 80, 200)),
+        Copying(),
+    )
     paper = scale == "paper"
     return Setup(
-        tasks[scale],
-        ModelOptions(input_size={"smoke": 16, "small": 64, "paper": 600}[scale]),
+        task,
+        ModelOptions(input_size=sized(scale, 16, 64, 600)),
         budget(
             scale,
             updates=30_000 if paper else 2000,
@@ -42,7 +44,7 @@ def setup(scale: Scale) -> Setup:
 
 def units(scale: Scale) -> int:
     """Units of a RIM: the paper's 100, or fewer."""
-    return {"smoke": 4, "small": 50, "paper": 100}[scale]
+    return sized(scale, 4, 50, 100)
 
 
 def both(train: float, test: float) -> dict[int, float]:

@@ -14,6 +14,7 @@ from rims.experiments.arms import (
     budget,
     register,
     rims,
+    sized,
     unlike,
 )
 from rims.tasks import Digits, SequentialCIFAR, SequentialMNIST, Task
@@ -42,14 +43,14 @@ of equal state."""
 
 def setup(task: Task, scale: Scale, rate: float, updates: int, every: int) -> Setup:
     """Task, model and budget."""
-    model = ModelOptions(input_size={"smoke": 12, "small": 64, "paper": 600}[scale])
+    model = ModelOptions(input_size=sized(scale, 12, 64, 600))
     return Setup(task, model, budget(scale, updates, every, learning_rate=rate))
 
 
 def grid(shared: Setup, scale: Scale, seeds: int, published: dict[str, dict[int, float]]) -> Grid:
     """RIMs with 4 to 6 active, the sizes that the author gave later, and every other core at two fair
     sizes."""
-    unit = {"smoke": 4, "small": 20, "paper": 100}[scale]
+    unit = sized(scale, 4, 20, 100)
     sizes = attention(scale)
     main = rims(4, size=6 * unit, **sizes)
     arms = [
@@ -57,7 +58,7 @@ def grid(shared: Setup, scale: Scale, seeds: int, published: dict[str, dict[int,
         shared.arm("rim-6-5", rims(5, size=6 * unit, **sizes), published.get("rim-6-5")),
         shared.arm("rim-6-6", rims(6, size=6 * unit, **sizes), published.get("rim-6-6")),
         # Answer of an author to RIMs issue 2: 510 units, 5 RIMs, 3 active.
-        shared.arm("rim-5-3", rims(3, 5, 510 if scale == "paper" else 5 * unit, **sizes)),
+        shared.arm("rim-5-3", rims(3, 5, sized(scale, 5 * unit, 5 * unit, 510), **sizes)),
         shared.arm("rim-6-4-official", rims(4, size=6 * unit, variant="official", **sizes)),
         shared.arm("rim-6-4-competition", rims(4, size=6 * unit, selection="competition", **sizes)),
         shared.arm("lstm-half", LSTMConfig(hidden_size=3 * unit), published.get("lstm-half")),
