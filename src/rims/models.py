@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rims.cores.base import CoreConfig, State
-from rims.tasks.base import Task, Tokens
+from rims.tasks.base import Frames, Task, Tokens
 
 
 class ChannelEmbedding(nn.Module):
@@ -54,6 +54,8 @@ class SequenceModel(nn.Module):
         if init not in ("torch", "released"):
             raise ValueError(f"init is {init!r}; expected 'torch' or 'released'")
         self.encoder: nn.Embedding | ChannelEmbedding | nn.Linear
+        if isinstance(task.input, Frames):
+            raise ValueError("frames have no encoder yet")
         if not isinstance(task.input, Tokens):
             self.encoder = nn.Linear(task.input.size, input_size)
         elif task.input.channels > 1:

@@ -1,7 +1,7 @@
 """Tasks: data, the shift between training and test, the metric; a file each."""
 
 from rims.tasks.adding import Adding
-from rims.tasks.base import TASKS, Batch, DatasetTask, Features, Split, Task, Tokens, register
+from rims.tasks.base import TASKS, Batch, DatasetTask, Features, Frames, Model, Split, Task, Tokens, register
 from rims.tasks.copying import Copying
 from rims.tasks.digits import Digits
 from rims.tasks.scifar import SequentialCIFAR
@@ -15,6 +15,8 @@ __all__ = [
     "DatasetTask",
     "Digits",
     "Features",
+    "Frames",
+    "Model",
     "SequentialCIFAR",
     "SequentialMNIST",
     "Split",

@@ -5,21 +5,34 @@ Shapes: T time, B batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Model = Callable[..., tuple[Tensor, Any]]
+"""``outputs, state = model(inputs, state=None)``: all that a task knows of a model."""
 
 
 class Batch(NamedTuple):
     """Sequences, time first."""
 
     inputs: Tensor
-    """``[T, B]`` integers for tokens, ``[T, B, channels]`` for those of several channels; floats
-    ``[T, B, features]`` otherwise."""
+    """``[T, B]`` integers for tokens, ``[T, B, channels]`` for those of several channels; bytes
+    ``[T, B, channels, height, width]`` for frames; floats ``[T, B, features]`` otherwise."""
     targets: Tensor
     """What the outputs are compared with; the task knows its shape."""
+    details: Any = None
+    """What else the task measures by: a NamedTuple of tensors, or None."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on ``device``."""
+        details = self.details
+        if details is not None:
+            details = type(details)(*(part.to(device) for part in details))
+        return Batch(self.inputs.to(device), self.targets.to(device), details)
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,16 @@ class Features:
     size: int
 
 
+@dataclass(frozen=True)
+class Frames:
+    """Inputs are images; the model encodes each by itself and answers with the logits of an image of the same
+    shape."""
+
+    height: int
+    width: int
+    channels: int = 1
+
+
 Split = Literal["training", "validation", "test"]
 
 
@@ -53,14 +76,16 @@ class Task:
     name: ClassVar[str]
     condition_name: ClassVar[str]
     """What a condition varies, for axes and tables, such as ``"delay"``."""
+    categorical: ClassVar[bool] = False
+    """Whether conditions are kinds, with no order or distance between them."""
 
     @property
-    def input(self) -> Tokens | Features:
+    def input(self) -> Tokens | Features | Frames:
         raise NotImplementedError
 
     @property
     def output_size(self) -> int:
-        """Numbers that the model must output at each step."""
+        """Numbers that the model must output at each step; not asked for where the input is frames."""
         raise NotImplementedError
 
     @property
@@ -75,6 +100,10 @@ class Task:
         """Draw fresh sequences under ``condition`` (default: the training condition)."""
         raise NotImplementedError
 
+    def label(self, condition: int) -> str:
+        """The condition as people read it."""
+        return str(condition)
+
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """What training minimises, from the model's ``outputs [T, B, output_size]``: a scalar."""
         raise NotImplementedError
@@ -82,6 +111,15 @@ class Task:
     def metrics(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Scalars to report, each a mean over the batch."""
         raise NotImplementedError
+
+    def measure(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        """The loss and every metric of a model, which is in eval mode, on the batch."""
+        outputs, _ = model(batch.inputs)
+        return {"loss": self.loss(outputs, batch), **self.metrics(outputs, batch)}
+
+    def references(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Metrics of named predictors that learn nothing, such as repeating the last frame, on the batch."""
+        return {}
 
     def chance(self) -> dict[str, float]:
         """What a model that learned nothing but the format scores on each metric that has such a level."""

@@ -11,13 +11,15 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from rims.tasks import Batch, DatasetTask, Task
+from rims.tasks import Batch, DatasetTask, Model, Task
+
+K = TypeVar("K")
 
 EVALUATION_BATCH = 256
 """Sequences a batch of held-out data. Part of what a generated held-out set is: another size draws other
@@ -118,24 +120,42 @@ def unseen(task: Task, sequences: int, seed: int, condition: int) -> Batch:
     return task.batch(sequences, generator, condition)
 
 
-@torch.no_grad()
 def measure(
-    model: Callable[[Tensor], tuple[Tensor, object]],
-    task: Task,
-    batches: Iterator[Batch],
-    device: torch.device | str = "cpu",
+    model: Model, task: Task, batches: Iterator[Batch], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Mean of the loss and of the task's metrics over all sequences: batches count by their size.
+    """Mean of the loss and of the task's metrics over all sequences. ``model`` is to be in eval mode."""
+    return _means(batches, lambda batch: task.measure(model, batch), device)
 
-    ``model`` is to be in eval mode; it maps ``inputs`` to ``(outputs, state)``.
-    """
-    totals: dict[str, float] = {}
+
+def reference(
+    task: Task, batches: Iterator[Batch], device: torch.device | str = "cpu"
+) -> dict[str, dict[str, float]]:
+    """The same of the predictors that learn nothing, by their names."""
+    flat = _means(
+        batches,
+        lambda batch: {
+            (name, metric): value
+            for name, metrics in task.references(batch).items()
+            for metric, value in metrics.items()
+        },
+        device,
+    )
+    found: dict[str, dict[str, float]] = {}
+    for (name, metric), value in flat.items():
+        found.setdefault(name, {})[metric] = value
+    return found
+
+
+@torch.no_grad()
+def _means(
+    batches: Iterator[Batch], of: Callable[[Batch], dict[K, Tensor]], device: torch.device | str
+) -> dict[K, float]:
+    """Means over all sequences: batches count by their size."""
+    totals: dict[K, float] = {}
     count = 0
     for batch in batches:
-        batch = Batch(*(part.to(device) for part in batch))
-        outputs, _ = model(batch.inputs)
         size = batch.inputs.shape[1]
-        for name, value in {"loss": task.loss(outputs, batch), **task.metrics(outputs, batch)}.items():
+        for name, value in of(batch.to(device)).items():
             totals[name] = totals.get(name, 0.0) + size * float(value)
         count += size
     return {name: total / count for name, total in totals.items()}

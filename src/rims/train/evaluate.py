@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rims.errors import UserError
 from rims.train.checkpoint import Which, load_model_and_update
-from rims.train.data import held_out, held_out_size, measure
+from rims.train.data import held_out, held_out_size, measure, reference
 from rims.train.folder import Run
 from rims.train.guards import disk_errors, quiet_lightning
 from rims.train.versions import commit
@@ -29,9 +29,11 @@ def evaluate(
     they are generated.
 
     Returns, and writes to evaluation.json, ``{"commit": ..., "conditions": [{"condition", "checkpoint",
-    "update", "sequences", "metrics"}, ...]}`` sorted by condition. Earlier measurements at other conditions
-    stay. Raises UserError for conditions that the task refuses, for checkpoints that cannot be used and for
-    data files that are missing or damaged.
+    "update", "sequences", "metrics", "references"}, ...]}`` sorted by condition; references are what the
+    task's predictors that learn nothing score. Earlier measurements at other conditions stay.
+
+    Raises UserError for conditions that the task refuses, for checkpoints that cannot be used and for data
+    files that are missing or damaged.
     """
     task = run.config.task
     if sequences is not None and sequences < 1:
@@ -61,6 +63,7 @@ def evaluate(
                 "update": update,
                 "sequences": held_out_size(task, "test", sequences),
                 "metrics": metrics,
+                "references": reference(task, held_out(task, "test", condition, sequences), fabric.device),
             }
     result = {"commit": commit(), "conditions": [found[condition] for condition in sorted(found)]}
     with disk_errors(run):
