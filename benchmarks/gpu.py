@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from rims import RIM  # noqa: E402
 from rims.nn.cell import RIMCell  # noqa: E402
 from rims.nn.fast import dense, gpu  # noqa: E402
-from rims.nn.rim import run_cell  # noqa: E402
+from rims.nn.sequence import How, run_cell  # noqa: E402
 
 DEVICE = "cpu" if DRY else "cuda"
 ENGINES = ("kernel", "dense") if DRY else ("kernel", "graphs", "dense")
@@ -53,13 +53,13 @@ def outcome(cell: RIMCell, engine: str | None, data: dict[str, Any], dtype: torc
     cell = cell.to(dtype)
     cell.zero_grad()
     x, h, c = (data[name].to(dtype, copy=True).requires_grad_() for name in ("x", "h", "c"))
-    masks = {name: data[name] for name in ("reset", "valid", "disabled")}
+    how = How(data["reset"], None, data["valid"], data["disabled"], return_trace=True)
     with torch.autocast(DEVICE, dtype=half, enabled=half is not None):
         if engine is None:
-            y, h_last, c_last, trace = run_cell(cell, x, h, c, **masks, return_trace=True)
+            y, h_last, c_last, trace = run_cell(cell, x, h, c, how)
             active = trace.active if trace is not None else None
         else:
-            o, i = gpu.prepare(cell, x, h, c, **masks)
+            o, i = gpu.prepare(cell, x, h, c, how)
             with torch.autocast(DEVICE, enabled=False):
                 y, h_last, c_last, active, *_ = dense.run(o, i, gpu.engine(engine))
             y = y.masked_fill(~data["valid"][..., None], 0.0)

@@ -9,6 +9,7 @@ import torch
 
 from rims.nn.cell import RIMCell
 from rims.nn.fast import gpu, kernel
+from rims.nn.sequence import How
 
 HALF = ("reads", "w_hh", "w_qkv", "w_out", "gates", "qkv", "heard", "d_input", "d_state", "d_qkv", "d_out")
 BYTES = ("reset", "valid", "disabled", "comm_keep", "active")
@@ -24,7 +25,7 @@ def compile_for_hopper(
 
     layer = RIMCell(600, **{"hidden_size": 600, "num_rims": 6, "num_active": 4, **options})
     h = torch.zeros(batch, layer.hidden_size)
-    o, i = gpu.prepare(layer, torch.zeros(length, batch, 600), h, h, reverse=reverse)
+    o, i = gpu.prepare(layer, torch.zeros(length, batch, 600), h, h, How(reverse=reverse))
     sizes = kernel.Sizes(replace(o, product_dtype=dtype), i)
     settings = {
         **sizes.common,

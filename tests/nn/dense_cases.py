@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rims.nn.cell import RIMCell
 from rims.nn.fast import dense
 from rims.nn.fast.gpu import prepare
-from rims.nn.rim import run_cell
+from rims.nn.sequence import How, run_cell
 
 
 class Case(NamedTuple):
@@ -111,7 +111,7 @@ def outcome(
     disabled = None
     if case.disabled:
         disabled = torch.tensor([k in case.disabled for k in range(cell.num_rims)], device=device)
-    sequence: dict[str, Any] = {"reset": reset, "valid": valid, "disabled": disabled, "reverse": case.reverse}
+    how = How(reset, None, valid, disabled, case.reverse, return_trace=True)
     with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
         if engine is None:
             order = range(length)[::-1] if case.reverse else range(length)
@@ -119,11 +119,11 @@ def outcome(
                 cell.input_dropout = Kept([input_keep[t] for t in order], scale)  # type: ignore[assignment]
             if comm_keep is not None and cell.communication is not None:
                 cell.communication.dropout = Kept([comm_keep[t] for t in order], scale)  # type: ignore[assignment]
-            y, h_last, c_last, trace = run_cell(cell, x, h, c, **sequence, return_trace=True)
+            y, h_last, c_last, trace = run_cell(cell, x, h, c, how)
             assert trace is not None
             active = trace.active
         else:
-            o, i = prepare(cell, x, h, c, **sequence)
+            o, i = prepare(cell, x, h, c, how)
             i = i._replace(input_keep=input_keep, comm_keep=comm_keep)
             o = replace(o, input_scale=scale, comm_scale=scale)
             with torch.autocast(device, enabled=False):

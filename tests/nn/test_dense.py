@@ -10,8 +10,8 @@ from hypothesis import given, settings
 
 from rims.nn.cell import RIMCell
 from rims.nn.fast import dense, gpu
-from rims.nn.rim import run_cell
 from rims.nn.selection import select_active
+from rims.nn.sequence import How, run_cell
 
 from .dense_cases import PAPER_IN_SMALL, Case, assert_equal, cases, errors, outcome
 
@@ -82,8 +82,9 @@ def test_traces_are_those_of_the_cell(gradients: bool, cell: str, monkeypatch: p
     x, h, c = torch.randn(4, 3, 10).double(), *torch.randn(2, 3, 60).double()
     valid, reset = torch.rand(2, 4, 3) < 0.5
     with torch.set_grad_enabled(gradients):
-        wanted = run_cell(layer, x, h, c, valid=valid, reset=reset, return_trace=True)
-        found = gpu.run_sequence(layer, x, h, c, valid=valid, reset=reset, return_trace=True)
+        how = How(valid=valid, reset=reset, return_trace=True)
+        wanted = run_cell(layer, x, h, c, how)
+        found = gpu.run_sequence(layer, x, h, c, how)
     torch.testing.assert_close(found[:3], wanted[:3])
     assert torch.equal(found[3].active, wanted[3].active)
     torch.testing.assert_close(found[3].input_attention, wanted[3].input_attention)

@@ -13,8 +13,8 @@ import rims.nn.fast.dispatch as dispatch
 import rims.nn.fast.matmul as matmul
 from rims import RIM
 from rims.cores.rim import RIMConfig
-from rims.nn import rim as layer
 from rims.nn.selection import select_active
+from rims.nn.sequence import How, run_cell
 
 INPUT, RIMS, SIZE = 5, 5, 4
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -196,11 +196,11 @@ def test_padded_rows_stand_still(cell: str, inputs: str, variant: str) -> None:
     valid = torch.arange(4)[:, None] < torch.tensor([4, 1, 3])
     for reverse in (False, True):
         results = []
-        for run, rim in ((layer.run_cell, reference), (dispatch.run_sequence, fast)):
+        for run, rim in ((run_cell, reference), (dispatch.run_sequence, fast)):
             rim.zero_grad()
             h0, c0 = (torch.ones(3, RIMS * SIZE, dtype=torch.float64, requires_grad=True) for _ in range(2))
             inp = x.clone().requires_grad_()
-            y, h, c, trace = run(rim.first, inp, h0, c0, valid=valid, reverse=reverse, return_trace=True)
+            y, h, c, trace = run(rim.first, inp, h0, c0, How(valid=valid, reverse=reverse, return_trace=True))
             loss = y.square().sum() + h.sin().sum() + (c.cos().sum() if cell == "lstm" else 0)
             loss.backward()
             result = {"y": y, "h": h, "active": trace.active, "dx": inp.grad, "dh0": h0.grad}

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rims.nn.cell import RIMCell, StepTrace
+from rims.nn.cell import RIMCell
 from rims.nn.fast import Backend, opaque, run_sequence, why_not
 from rims.nn.selection import lesion_mask
+from rims.nn.sequence import How, run_cell
 from rims.nn.trace import Trace
 
 
@@ -235,19 +236,9 @@ class RIM(nn.Module):
                 index = layer * self.num_directions + direction
                 cell = self.cells[index]
                 assert isinstance(cell, RIMCell)
-                runner = self._runner(cell, x, h0[index], c0[index], removed, return_trace)
-                y, h, c, trace = runner(
-                    cell,
-                    x,
-                    h0[index],
-                    c0[index],
-                    reset=reset,
-                    mask=mask if layer == 0 else None,
-                    valid=valid,
-                    disabled=removed,
-                    reverse=direction == 1,
-                    return_trace=return_trace,
-                )
+                how = How(reset, mask if layer == 0 else None, valid, removed, direction == 1, return_trace)
+                call = cell, x, h0[index], c0[index], how
+                y, h, c, trace = self._runner(*call)(*call)
                 outputs.append(y)
                 last_h.append(h)
                 last_c.append(c)
@@ -262,13 +253,11 @@ class RIM(nn.Module):
             h, c = torch.stack(last_h), torch.stack(last_c)
         return x, (h, c) if first.cell == "lstm" else h, traces
 
-    def _runner(
-        self, cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, disabled: Tensor | None, return_trace: bool
-    ) -> Any:
+    def _runner(self, cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, how: How) -> Any:
         """What runs the sequence, by ``backend``."""
         if self.backend == "reference":
             return run_cell
-        if torch.compiler.is_compiling() and opaque.applies(cell, x, h, c, disabled, return_trace):
+        if torch.compiler.is_compiling() and opaque.applies(cell, x, h, c, how):
             return opaque.run_sequence
         obstacle = why_not(cell, x, h, c)
         if obstacle is None:
@@ -309,58 +298,3 @@ class RIM(nn.Module):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return text
-
-
-def run_cell(
-    cell: RIMCell,
-    x: Tensor,
-    h: Float[Tensor, "B H"],
-    c: Float[Tensor, "B H"],
-    *,
-    reset: Bool[Tensor, "T B"] | None = None,
-    mask: Tensor | None = None,
-    valid: Bool[Tensor, "T B"] | None = None,
-    disabled: Bool[Tensor, " K"] | None = None,
-    reverse: bool = False,
-    return_trace: bool = False,
-) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
-    """The cell over ``x [T, B, ...]``, one step after another: the reference that every faster path must
-    equal.
-
-    Where ``valid`` is false the row's state stands still and its output is zero (padding). Returns ``y``, the
-    last ``h`` and ``c``, and the trace if asked for.
-    """
-    steps = range(len(x))
-    if reverse:
-        steps = steps[::-1]
-        if reset is not None:  # nothing may cross from t back to t - 1 where t begins anew
-            reset = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
-    outputs: list[Tensor] = []
-    trace: list[StepTrace] = []
-    for t in steps:
-        if reset is not None:
-            h = h.masked_fill(reset[t, :, None], 0.0)
-            c = c.masked_fill(reset[t, :, None], 0.0)
-        h_new, c_new, step = cell.step(x[t], h, c, None if mask is None else mask[t], disabled)
-        if valid is None:
-            h, c, y = h_new, c_new, h_new
-        else:
-            now = valid[t, :, None]
-            h, c, y = torch.where(now, h_new, h), torch.where(now, c_new, c), h_new.masked_fill(~now, 0.0)
-            step = StepTrace(step.active & now, *step[1:])
-        outputs.append(y)
-        if return_trace:
-            trace.append(step)
-    if reverse:
-        outputs.reverse()
-        trace.reverse()
-    return torch.stack(outputs), h, c, stack_trace(trace) if return_trace else None
-
-
-def stack_trace(steps: Sequence[StepTrace]) -> Trace:
-    """Steps in the order of time to one trace."""
-
-    def stack(parts: Sequence[Tensor | None]) -> Any:
-        return None if parts[0] is None else torch.stack(parts)  # type: ignore[arg-type]
-
-    return Trace(*map(stack, zip(*steps)))

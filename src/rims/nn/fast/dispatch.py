@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from rims.nn.attention import Communication, InputAttention
@@ -16,6 +16,7 @@ from rims.nn.fast.passes import Plan, Weights
 from rims.nn.fast.sequence import run
 from rims.nn.fast.single import applies, single_step
 from rims.nn.fast.stages import Chooser
+from rims.nn.sequence import PLAIN, How
 from rims.nn.trace import Trace
 
 Backend = Literal["auto", "reference", "fast"]
@@ -53,87 +54,55 @@ def obstacle(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
 
 
 def run_sequence(
-    cell: RIMCell,
-    x: Tensor,
-    h: Float[Tensor, "B H"],
-    c: Float[Tensor, "B H"],
-    *,
-    reset: Bool[Tensor, "T B"] | None = None,
-    mask: Tensor | None = None,
-    valid: Bool[Tensor, "T B"] | None = None,
-    disabled: Bool[Tensor, " K"] | None = None,
-    reverse: bool = False,
-    return_trace: bool = False,
+    cell: RIMCell, x: Tensor, h: Float[Tensor, "B H"], c: Float[Tensor, "B H"], how: How = PLAIN
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
-    """As :func:`rims.nn.rim.run_cell`."""
+    """As :func:`rims.nn.sequence.run_cell`."""
     if x.device.type == "cuda":
-        return gpu.run_sequence(
-            cell,
-            x,
-            h,
-            c,
-            reset=reset,
-            mask=mask,
-            valid=valid,
-            disabled=disabled,
-            reverse=reverse,
-            return_trace=return_trace,
-        )
+        return gpu.run_sequence(cell, x, h, c, how)
     if (
-        not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or return_trace)
-        and valid is None
+        not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or how.return_trace)
+        and how.valid is None
         and applies(cell, x)
     ):
-        if reset is not None and not reverse:
-            h, c = (part.masked_fill(reset[0, :, None], 0.0) for part in (h, c))
-        h, c = single_step(cell, x[0], h, c, disabled)
+        if (fresh := how.fresh) is not None:
+            h, c = (part.masked_fill(fresh[0, :, None], 0.0) for part in (h, c))
+        h, c = single_step(cell, x[0], h, c, how.disabled)
         return h[None], h.clone(), c, None
-    plan, x = prepare(cell, x, reset, mask, valid, disabled, reverse, return_trace)
+    plan, x = prepare(cell, x, how)
     with torch.autocast(x.device.type, enabled=False):
         y, h_last, c_last, trace = run(plan, weights_of(cell), x, h, c)
     return *finish(plan, y, h_last, c_last, c), trace
 
 
-def prepare(
-    cell: RIMCell,
-    x: Tensor,
-    reset: Tensor | None,
-    mask: Tensor | None,
-    valid: Tensor | None,
-    disabled: Tensor | None,
-    reverse: bool,
-    return_trace: bool,
-) -> tuple[Plan, Tensor]:
+def prepare(cell: RIMCell, x: Tensor, how: How) -> tuple[Plan, Tensor]:
     """The call in the terms of :mod:`rims.nn.fast.sequence`: the plan, with dropout drawn, and x
     ``[T, B, S, I]``."""
     dtype, device = cell.dynamics.weight_hh.dtype, x.device.type
     x = x.to(dtype)
     if cell.inputs == "vector":
         x = x[:, :, None]
-    if mask is not None:
-        x = x.masked_fill(~mask[..., None], 0.0)
-    if reverse and reset is not None:  # nothing may cross from t back to t - 1 where t begins anew
-        reset = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
+    if how.mask is not None:
+        x = x.masked_fill(~how.mask[..., None], 0.0)
     attention, communication = cell.input_attention, cell.communication
     autocast = torch.is_autocast_enabled(device) and dtype == torch.float32
-    removed = 0 if disabled is None else int(disabled.sum())
+    removed = 0 if how.disabled is None else int(how.disabled.sum())
     plan = Plan(
         num_rims=cell.num_rims,
         num_active=min(cell.num_active, cell.num_rims - removed),
         gru=cell.cell == "gru",
         official=cell.variant == "official",
         private=cell.inputs == "private",
-        choose=Chooser(cell.selection == "competition", cell.num_active, disabled),
+        choose=Chooser(cell.selection == "competition", cell.num_active, how.disabled),
         input_heads=1 if attention is None else attention.heads,
         heads=1 if communication is None else communication.heads,
         topk=None if communication is None else communication.topk,
-        reverse=reverse,
-        return_trace=return_trace,
+        reverse=how.reverse,
+        return_trace=how.return_trace,
         product_dtype=torch.get_autocast_dtype(device) if autocast else dtype,
-        reset=reset,
-        mask=mask,
-        valid=valid,
-        disabled=disabled,
+        reset=how.fresh,
+        mask=how.mask,
+        valid=how.valid,
+        disabled=how.disabled,
     )
     rows = (len(x), x.shape[1] * cell.num_rims)
     if cell.training and cell.input_dropout.p:

@@ -13,12 +13,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from rims.nn.cell import RIMCell
 from rims.nn.fast.dense import Eager, Engine, Inputs, Options, TorchLoop, run
 from rims.nn.fast.graphs import Graphs
+from rims.nn.sequence import PLAIN, How, run_cell
 from rims.nn.trace import Trace
 
 ENGINES = ("kernel", "graphs", "dense", "reference")
@@ -78,42 +79,19 @@ def choose_engine(o: Options, i: Inputs) -> Engine:
 
 
 def run_sequence(
-    cell: RIMCell,
-    x: Tensor,
-    h: Float[Tensor, "B H"],
-    c: Float[Tensor, "B H"],
-    *,
-    reset: Bool[Tensor, "T B"] | None = None,
-    mask: Tensor | None = None,
-    valid: Bool[Tensor, "T B"] | None = None,
-    disabled: Bool[Tensor, " K"] | None = None,
-    reverse: bool = False,
-    return_trace: bool = False,
+    cell: RIMCell, x: Tensor, h: Float[Tensor, "B H"], c: Float[Tensor, "B H"], how: How = PLAIN
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Any]:
-    """As :func:`rims.nn.rim.run_cell`."""
-    if return_trace and torch.is_grad_enabled():  # only the reference's traces carry gradients
-        from rims.nn.rim import run_cell
-
-        return run_cell(
-            cell,
-            x,
-            h,
-            c,
-            reset=reset,
-            mask=mask,
-            valid=valid,
-            disabled=disabled,
-            reverse=reverse,
-            return_trace=True,
-        )
-    assert mask is None  # only slots and private inputs have one
-    o, i = prepare(cell, x, h, c, reset=reset, valid=valid, disabled=disabled, reverse=reverse)
+    """As :func:`rims.nn.sequence.run_cell`."""
+    if how.return_trace and torch.is_grad_enabled():  # only the reference's traces carry gradients
+        return run_cell(cell, x, h, c, how)
+    assert how.mask is None  # only slots and private inputs have one
+    o, i = prepare(cell, x, h, c, how)
     o, i = with_dropout(cell, o, i)
     # Triton and graphs work on the current device, which need not be that of x.
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
         result = run(o, i, choose_engine(o, i))
-    y = result.states if valid is None else result.states.masked_fill(~valid[..., None], 0.0)
-    if not return_trace:
+    y = result.states if how.valid is None else result.states.masked_fill(~how.valid[..., None], 0.0)
+    if not how.return_trace:
         return y, result.h, result.c, None
     assert result.attention is not None
     attention = torch.stack([1 - result.attention, result.attention], -1)  # on null, on the input
@@ -121,20 +99,8 @@ def run_sequence(
     return y, result.h, result.c, trace
 
 
-def prepare(
-    cell: RIMCell,
-    x: Tensor,
-    h: Tensor,
-    c: Tensor,
-    *,
-    reset: Tensor | None = None,
-    valid: Tensor | None = None,
-    disabled: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Options, Inputs]:
+def prepare(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, how: How = PLAIN) -> tuple[Options, Inputs]:
     """The call in the terms of :mod:`rims.nn.fast.dense`, without dropout."""
-    if reverse and reset is not None:  # nothing may cross from t back to t - 1 where t begins anew
-        reset = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
     attention, dynamics, communication = cell.input_attention, cell.dynamics, cell.communication
     assert attention is not None
     dtype, device = dynamics.weight_hh.dtype, x.device.type
@@ -149,7 +115,7 @@ def prepare(
         gru=cell.cell == "gru",
         input_heads=attention.heads,
         heads=0 if communication is None else communication.heads,
-        reverse=reverse,
+        reverse=how.reverse,
         product_dtype=torch.get_autocast_dtype(device) if autocast else dtype,
     )
     i = Inputs(
@@ -168,9 +134,9 @@ def prepare(
         value,
         weight,
         bias,
-        reset,
-        valid,
-        disabled,
+        how.fresh,
+        how.valid,
+        how.disabled,
     )
     return o, i
 

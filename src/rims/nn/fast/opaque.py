@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from rims.nn.cell import RIMCell
@@ -26,6 +26,7 @@ from rims.nn.fast.dispatch import finish, obstacle, prepare, weights_of
 from rims.nn.fast.passes import Plan, Weights
 from rims.nn.fast.sequence import SequenceFunction, run
 from rims.nn.fast.stages import Chooser
+from rims.nn.sequence import PLAIN, How
 from rims.nn.trace import Trace
 
 KEPT: dict[int, SimpleNamespace] = {}
@@ -35,7 +36,7 @@ numbers = itertools.count()
 MASKS = ("reset", "mask", "valid", "input_keep", "comm_keep")
 
 
-def applies(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, disabled: object, return_trace: bool) -> bool:
+def applies(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, how: How) -> bool:
     """Whether this call, under torch.compile, goes through the operator. A single step does not: the compiler
     makes of it what no operator is, one loop."""
     return (
@@ -44,28 +45,18 @@ def applies(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, disabled: object, re
         and x.device.type == "cpu"
         and len(x) > 1
         and cell.selection == "null"  # competition calls autograd inside, which an operator cannot
-        and disabled is None
-        and not return_trace
+        and how.disabled is None
+        and not how.return_trace
         and not torch.is_autocast_enabled("cpu")
         and obstacle(cell, x, h, c) is None
     )
 
 
 def run_sequence(
-    cell: RIMCell,
-    x: Tensor,
-    h: Float[Tensor, "B H"],
-    c: Float[Tensor, "B H"],
-    *,
-    reset: Bool[Tensor, "T B"] | None = None,
-    mask: Tensor | None = None,
-    valid: Bool[Tensor, "T B"] | None = None,
-    disabled: None = None,
-    reverse: bool = False,
-    return_trace: bool = False,
+    cell: RIMCell, x: Tensor, h: Float[Tensor, "B H"], c: Float[Tensor, "B H"], how: How = PLAIN
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
-    """As :func:`rims.nn.rim.run_cell`."""
-    plan, x = prepare(cell, x, reset, mask, valid, disabled, reverse, return_trace)
+    """As :func:`rims.nn.sequence.run_cell`."""
+    plan, x = prepare(cell, x, how)
     weights = weights_of(cell).tensors()
     masks = [getattr(plan, name) for name in MASKS]
     y, h_last, c_last, _ = sequence(
