@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from rims.tasks.base import Batch, Model, Task
@@ -26,6 +26,10 @@ class Scene(NamedTuple):
     """Pixels a frame, right after the frame; NaN likewise."""
     radii: Float[Tensor, "B N"]
     """NaN likewise."""
+    colours: Int[Tensor, "B N"] = torch.empty(0, 0, dtype=torch.int64)
+    """Rows of rims.tasks.render.PALETTE, where the task draws balls."""
+    curtain: Float[Tensor, "B 4"] = torch.empty(0, 4)
+    """What hides objects behind it: left, top, right and bottom, NaN where there is none; of balls too."""
 
 
 def clips(frames: UInt8[Tensor, "T B C H W"], scene: Scene | None = None) -> Batch:
@@ -55,6 +59,16 @@ class VideoTask(Task):
 
     rollout: int = 35
     """Frames predicted then; the first of them from true frames alone."""
+
+    def __post_init__(self) -> None:
+        for field in ("length", "feed_in", "rollout"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; expected at least 1")
+        if self.feed_in + self.rollout > self.length:
+            raise ValueError(
+                f"feed_in is {self.feed_in} and rollout {self.rollout}; expected at most length, "
+                f"{self.length}, together"
+            )
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.binary_cross_entropy_with_logits(outputs, as_floats(batch.targets))
