@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from rims.tasks.base import Batch, Model, Task
@@ -39,6 +39,10 @@ class Scene(NamedTuple):
     """Pixels a frame, right after the frame; NaN likewise."""
     radii: Float[Tensor, "B N"]
     """NaN likewise."""
+    colours: Int[Tensor, "B N"] = torch.empty(0, 0, dtype=torch.int64)
+    """Rows of rims.tasks.render.PALETTE, where the task draws balls."""
+    curtain: Float[Tensor, "B 4"] = torch.empty(0, 4)
+    """What hides objects behind it: left, top, right and bottom, NaN where there is none; of balls too."""
 
 
 def clips(frames: UInt8[Tensor, "T B C H W"], scene: Scene | None = None) -> Batch:
