@@ -19,7 +19,7 @@ def test_the_splits_hold_every_digit_once():
     )
     found = []
     for split in ("training", "validation", "test"):
-        inputs, labels = task.examples(split, torch.arange(task.size(split)))
+        inputs, labels, _ = task.examples(split, torch.arange(task.size(split)))
         assert inputs.shape == (64, task.size(split))
         found += [(label, *row) for label, row in zip(labels.tolist(), inputs.T.tolist())]
     assert sorted(found) == original
@@ -34,7 +34,7 @@ def test_every_class_is_in_every_split(split):
 
 def test_an_example_does_not_depend_on_its_company():
     task = Digits()
-    inputs, labels = task.examples("test", torch.arange(20), 11)
+    inputs, labels, _ = task.examples("test", torch.arange(20), 11)
     assert inputs.shape == (121, 20)
     for index in (0, 7, 19):
         one = task.examples("test", torch.tensor([index]), 11)
@@ -44,9 +44,9 @@ def test_an_example_does_not_depend_on_its_company():
 
 def test_a_batch_is_of_training_digits():
     task = Digits()
-    training, labels = task.examples("training", torch.arange(task.size("training")))
+    training, labels, _ = task.examples("training", torch.arange(task.size("training")))
     known = {(label, *row) for label, row in zip(labels.tolist(), training.T.tolist())}
-    inputs, labels = task.batch(50, torch.Generator().manual_seed(0))
+    inputs, labels, _ = task.batch(50, torch.Generator().manual_seed(0))
     assert {(label, *row) for label, row in zip(labels.tolist(), inputs.T.tolist())} <= known
 
 

@@ -33,12 +33,12 @@ def test_sequences_are_those_of_the_files(arrays, folder, place, ending):
         write(folder / place / f"{name}{ending}", idx(array))
     task = SequentialMNIST()
     assert [task.size(split) for split in ("training", "validation", "test")] == [8, 2, 7]
-    inputs, labels = task.examples("test", torch.arange(7), 19)
+    inputs, labels, _ = task.examples("test", torch.arange(7), 19)
     assert labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
     images = torch.from_numpy(arrays["t10k-images-idx3-ubyte"])[:, None].double() / 255
     after = F.interpolate(images, size=19, mode="nearest").round()  # the paper's order: scale, binarise
     assert torch.equal(inputs, after.flatten(1).T.long())
-    inputs, labels = task.examples("training", torch.arange(8))
+    inputs, labels, _ = task.examples("training", torch.arange(8))
     assert inputs.shape == (196, 8)
     by_label = arrays["train-images-idx3-ubyte"][labels.numpy()][:, ::2, ::2] / 255
     assert (inputs.T.view(8, 14, 14).numpy() == by_label.round()).all()
@@ -97,14 +97,14 @@ def test_other_data_of_the_same_form_are_refused(arrays, folder):
 def test_the_official_files(official_data):
     task = SequentialMNIST()
     assert [task.size(split) for split in ("training", "validation", "test")] == [48_000, 12_000, 10_000]
-    inputs, labels = task.examples("test", torch.arange(10_000))
+    inputs, labels, _ = task.examples("test", torch.arange(10_000))
     assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]  # as everyone knows them
     assert torch.bincount(labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert inputs.shape == (196, 10_000)
     known = torch.cat([task.splits()[split].labels for split in ("training", "validation")])
     assert torch.bincount(known).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     # The nearest of 1,000 training images, by differing pixels, shows the same digit far more often than not.
-    seen, answers = task.examples("training", torch.arange(1000))
+    seen, answers, _ = task.examples("training", torch.arange(1000))
     asked, wanted = inputs[:, :100].T.float(), labels[:100]
     nearest = torch.cdist(asked, seen.T.float(), p=1).argmin(1)
     assert (answers[nearest] == wanted).float().mean() > 0.7

@@ -4,6 +4,7 @@ from rims.tasks.adding import Adding
 from rims.tasks.base import TASKS, Batch, DatasetTask, Features, Frames, Model, Split, Task, Tokens, register
 from rims.tasks.copying import Copying
 from rims.tasks.digits import Digits
+from rims.tasks.moving_digits import MovingDigits
 from rims.tasks.scifar import SequentialCIFAR
 from rims.tasks.smnist import SequentialMNIST
 
@@ -17,6 +18,7 @@ __all__ = [
     "Features",
     "Frames",
     "Model",
+    "MovingDigits",
     "SequentialCIFAR",
     "SequentialMNIST",
     "Split",
