@@ -135,7 +135,7 @@ _Task = _choice(TASKS, prefix=False)
 _Core = _choice(CORES, prefix=True)
 _TrainingOptions = _unchecked(TrainingOptions)
 _DataDir = Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")]
-_plurals = [f"--{name}s" for name in sorted({task.condition_name for task in TASKS.values()})]
+_plurals = sorted({f"--{task.condition_name.removesuffix('s')}s" for task in TASKS.values()})
 
 
 @dataclass
@@ -221,8 +221,13 @@ class Eval:
         task = run.config.task
         table = Table(task.condition_name, *rows[0]["metrics"], title=str(self.run))
         for row in rows:
-            table.add_row(str(row["condition"]), *map(_shown, row["metrics"].values()))
-        table.add_row("chance", *(_chance(task, name) for name in rows[0]["metrics"]), style="dim")
+            table.add_row(task.label(row["condition"]), *map(_shown, row["metrics"].values()))
+        if task.chance():
+            table.add_row("chance", *(_chance(task, name) for name in rows[0]["metrics"]), style="dim")
+        for row in rows:
+            for name, values in row.get("references", {}).items():
+                shown = [_shown(values[metric]) if metric in values else "" for metric in row["metrics"]]
+                table.add_row(f"{task.label(row['condition'])}: {name}", *shown, style="dim")
         _print(table)
 
 

@@ -95,8 +95,8 @@ def _section(section: Section, plots: Plots) -> dict[str, Any]:
     return {
         "task": section.task.name,
         "condition": section.task.condition_name,
-        "conditions": section.conditions,
-        "trained": section.trained,
+        "conditions": [section.task.label(condition) for condition in section.conditions],
+        "trained": [section.task.label(condition) for condition in section.trained],
         "headline": words.headline(section),
         "notes": words.notes(section),
         "metrics": [
@@ -108,6 +108,7 @@ def _section(section: Section, plots: Plots) -> dict[str, Any]:
             for metric in section.metrics
         ],
         "rows": [_row(section, index) for index in range(len(section.groups))],
+        "references": [_reference(section, name) for name in section.references],
         "seeds": any(group.seeds > 1 for group in section.groups),
         "sequences": sorted({count for result in section.results for count in result.sequences.values()}),
         "results": _result_plots(section, plots),
@@ -146,13 +147,23 @@ def _row(section: Section, index: int) -> dict[str, Any]:
     }
 
 
+def _reference(section: Section, name: str) -> dict[str, Any]:
+    cells = []
+    for metric in section.metrics:
+        values = section.referred(metric).get(name, {})
+        cells += [
+            words.value(metric, values[c]) if c in values else words.MISSING for c in section.conditions
+        ]
+    return {"name": name, "cells": cells}
+
+
 def _result_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
     from rims.report import figures
 
     return [
         plots.add(
             _file_name(f"{section.task.name}_{metric}_by_{section.task.condition_name}"),
-            f"{words.title(metric).capitalize()} by {section.task.condition_name}",
+            f"{words.heading(metric)} by {section.task.condition_name}",
             figures.by_condition(section, metric),
         )
         for metric in section.metrics
@@ -166,7 +177,7 @@ def _curve_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
     return [
         plots.add(
             _file_name(f"{section.task.name}_{name}_while_learning"),
-            f"{words.title(name).capitalize()} while learning",
+            f"{words.heading(name)} while learning",
             figures.learning(section, name),
         )
         for name in ("loss", section.metrics[0])
@@ -199,7 +210,7 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
         return shown
     where = result.config.task.condition_name
     for seen in observed:
-        at = f"{where} {seen.condition}"
+        at = f"{where} {result.config.task.label(seen.condition)}"
         note = "· trained here" if seen.condition == result.config.task.training_condition else ""
         name = _file_name(f"{result.name}_{where}_{seen.condition}")
         one = plots.add(f"raster_{name}", f"One sequence, {at}", figures.raster(seen), note)
