@@ -201,7 +201,7 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
 
 def test_a_table_has_labels_and_references_and_old_summaries_need_none() -> None:
     tests = {c: {"value": v} for c, v in (("4", 0.1), ("40", 0.3), ("678", 0.2))}
-    run = {"seed": 0, "test": tests, "best_validation": {}, "parameters": 1, "updates": 1, "seconds": 1}
+    run = {"seed": 0, "test": tests, "best_validation": {}, "parameters": 1, "updates": 1, "seconds": 1.0}
     old = {
         "metric": "rollout_f1",
         "condition": "balls",
