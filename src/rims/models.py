@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rims.cores.base import CoreConfig, State
+from rims.cores.base import Core, CoreConfig, State
+from rims.nn.cell import check_positive
 from rims.tasks.base import Frames, Task, Tokens
+from rims.vision import FrameDecoder, FrameEncoder, SlotEncoder, StripEncoder
 
 
 class ChannelEmbedding(nn.Module):
@@ -29,13 +31,30 @@ class ChannelEmbedding(nn.Module):
         return torch.cat([embed(tokens[..., i]) for i, embed in enumerate(self.channels)], dim=-1)
 
 
+def frame_encoder(frames: Frames, core: Core, channels: tuple[int, int, int]) -> nn.Module:
+    """What makes of frames what the core reads. A core of slots is told how many there are."""
+    if core.inputs == "private":
+        return StripEncoder(frames, core.input_size, core.num_inputs, channels)
+    if core.inputs == "slots":
+        encoder = SlotEncoder(frames, core.input_size, channels)
+        core.num_inputs = encoder.slots
+        return encoder
+    return FrameEncoder(frames, core.input_size, channels)
+
+
 class SequenceModel(nn.Module):
     """Embeds or projects each step's input, runs a core over time, and reads its output with one linear
-    layer.
+    layer; where the task's input is frames, encoder and head are those of :mod:`rims.vision`, by what the
+    core reads, with maps of ``channels`` and a decoder's first layer of ``hidden``.
 
     The released code drops out the embedding and the core's output with one probability, ``dropout`` (0.5 on
     copying); the paper does not mention it. Embedding and head start as torch has them, or with
     ``init="released"`` as in that code: weights from U(-0.1, 0.1), which slows learning (docs/log.md).
+    What does not concern a task's kind of input is ignored: ``init`` with frames, ``channels`` and ``hidden``
+    without.
+
+    Raises ValueError for options out of range, and for cores that read slots or private inputs where the
+    task's input is not frames.
     """
 
     def __init__(
@@ -45,6 +64,8 @@ class SequenceModel(nn.Module):
         input_size: int,
         dropout: float = 0.0,
         init: Literal["torch", "released"] = "torch",
+        channels: tuple[int, int, int] = (16, 32, 64),
+        hidden: int = 512,
     ) -> None:
         super().__init__()
         if input_size < 1:
@@ -53,16 +74,26 @@ class SequenceModel(nn.Module):
             raise ValueError(f"dropout is {dropout}; expected 0 <= dropout < 1")
         if init not in ("torch", "released"):
             raise ValueError(f"init is {init!r}; expected 'torch' or 'released'")
-        self.encoder: nn.Embedding | ChannelEmbedding | nn.Linear
+        check_positive(hidden=hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.encoder: nn.Module
+        self.head: nn.Module
         if isinstance(task.input, Frames):
-            raise ValueError("frames have no encoder yet")
+            self.core = core.build(input_size)
+            self.encoder = frame_encoder(task.input, self.core, channels)
+            self.head = FrameDecoder(self.core.output_size, task.input, hidden, channels)
+            return
+        if core.inputs != "vector":
+            raise ValueError(
+                f"core {core.name} has inputs={core.inputs!r}; expected 'vector': the input of {task.name} "
+                "is not frames"
+            )
         if not isinstance(task.input, Tokens):
             self.encoder = nn.Linear(task.input.size, input_size)
         elif task.input.channels > 1:
             self.encoder = ChannelEmbedding(task.input.vocabulary, task.input.channels, input_size)
         else:
             self.encoder = nn.Embedding(task.input.vocabulary, input_size)
-        self.dropout = nn.Dropout(dropout)
         self.core = core.build(input_size)
         self.head = nn.Linear(self.core.output_size, task.output_size)
         if init == "released":
@@ -71,7 +102,7 @@ class SequenceModel(nn.Module):
                     nn.init.uniform_(weight, -0.1, 0.1)
             nn.init.zeros_(self.head.bias)
 
-    def encode(self, inputs: Tensor) -> Float[Tensor, "T B I"]:
+    def encode(self, inputs: Tensor) -> Float[Tensor, "T B *S I"]:
         """The core's input, for ``inputs`` as the task gives them."""
         if isinstance(self.encoder, nn.Linear):
             inputs = inputs.to(self.encoder.weight.dtype)
@@ -79,7 +110,8 @@ class SequenceModel(nn.Module):
 
     def forward(
         self, inputs: Tensor, state: State | None = None, reset: Bool[Tensor, "T B"] | None = None
-    ) -> tuple[Float[Tensor, "T B O"], State]:
-        """``outputs [T, B, output_size]`` and the core's state after the last step."""
+    ) -> tuple[Float[Tensor, "T B *O"], State]:
+        """``outputs [T, B, output_size]``, or the logits ``[T, B, C, H, W]`` of frames, and the core's state
+        after the last step."""
         output, state = self.core(self.encode(inputs), state, reset)
         return self.head(self.dropout(output)), state

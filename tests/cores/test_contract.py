@@ -5,6 +5,7 @@ A new core joins by being registered, and by a small size here.
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -22,6 +23,8 @@ SMALL: dict[str, list[CoreConfig]] = {
             {"cell": "gru"},
             {"variant": "official"},
             {"selection": "competition", "input_heads": 2},
+            {"inputs": "slots"},
+            {"inputs": "private"},
         )
     ],
     "lstm": [CORES["lstm"](hidden_size=7)],
@@ -75,8 +78,9 @@ def core(config: CoreConfig) -> Core:
     return config.build(INPUT).double()
 
 
-def inputs(steps: int = 9, batch: int = 4) -> torch.Tensor:
-    return torch.randn(steps, batch, INPUT, dtype=torch.float64)
+def inputs(core: Core, steps: int = 9, batch: int = 4) -> torch.Tensor:
+    several = {"vector": (), "slots": (7,), "private": (core.num_inputs,)}[core.inputs]
+    return torch.randn(steps, batch, *several, INPUT, dtype=torch.float64)
 
 
 def assert_same(state, other) -> None:
@@ -86,7 +90,7 @@ def assert_same(state, other) -> None:
 
 
 def test_shapes_and_a_state_of_tensors_with_the_batch_first(core: Core) -> None:
-    output, state = core(inputs())
+    output, state = core(inputs(core))
     assert output.shape == (9, 4, core.output_size)
     for before, after in zip(tensors(core.initial_state(4)), tensors(state)):
         assert isinstance(after, torch.Tensor)
@@ -96,13 +100,13 @@ def test_shapes_and_a_state_of_tensors_with_the_batch_first(core: Core) -> None:
 
 
 def test_no_state_is_the_initial_state(core: Core) -> None:
-    x = inputs()
+    x = inputs(core)
     torch.testing.assert_close(core(x)[0], core(x, core.initial_state(4))[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_steps_and_chunks_equal_the_sequence(core: Core, chunk: int) -> None:
-    x, reset = inputs(), torch.rand(9, 4) < 0.3
+    x, reset = inputs(core), torch.rand(9, 4) < 0.3
     whole, last = core(x, reset=reset)
     state, parts = core.initial_state(4), []
     for start in range(0, 9, chunk):
@@ -113,7 +117,7 @@ def test_steps_and_chunks_equal_the_sequence(core: Core, chunk: int) -> None:
 
 
 def test_a_reset_equals_a_fresh_start_of_that_row_alone(core: Core) -> None:
-    x = inputs()
+    x = inputs(core)
     reset = torch.zeros(9, 4, dtype=torch.bool)
     reset[3, 1] = reset[0, 2] = True
     plain, _ = core(x)
@@ -124,7 +128,7 @@ def test_a_reset_equals_a_fresh_start_of_that_row_alone(core: Core) -> None:
 
 
 def test_a_reset_clears_nan_and_cuts_the_gradient(core: Core) -> None:
-    x = inputs()
+    x = inputs(core)
     broken = map_state(lambda t: torch.full_like(t, torch.nan).requires_grad_(), core.initial_state(4))
     reset = torch.zeros(9, 4, dtype=torch.bool)
     reset[0] = True
@@ -136,7 +140,7 @@ def test_a_reset_clears_nan_and_cuts_the_gradient(core: Core) -> None:
 
 
 def test_rows_are_independent_also_of_nan(core: Core) -> None:
-    x = inputs()
+    x = inputs(core)
     clean, _ = core(x)
     torch.testing.assert_close(core(x[:, 2:3])[0], clean[:, 2:3], rtol=1e-9, atol=1e-9)
     x[4, 1] = torch.nan
@@ -146,7 +150,7 @@ def test_rows_are_independent_also_of_nan(core: Core) -> None:
 
 
 def test_every_parameter_is_live_and_counted(core: Core) -> None:
-    output, state = core(inputs(12, 16))
+    output, state = core(inputs(core, 12, 16))
     (output.square().sum() + sum(t.sum() for t in tensors(state))).backward()
     live = 0
     for name, p in core.named_parameters():
@@ -161,7 +165,7 @@ def test_any_size_is_possible_and_parameters_and_state_grow_with_it(config: Core
     for smaller, larger in pairwise(cores):
         assert smaller.num_parameters < larger.num_parameters
         assert smaller.state_size < larger.state_size
-    output, _ = cores[0](inputs())
+    output, _ = cores[0](inputs(cores[0]))
     assert output.isfinite().all()
     value = getattr(config, config.size)
     assert [c for size in range(1, value + 1) if (c := config.sized(size)) == config], "cannot be sized back"
@@ -176,7 +180,7 @@ def test_sizes_need_no_memory(config: CoreConfig, core: Core) -> None:
 
 
 def test_state_size_is_what_a_row_carries(core: Core) -> None:
-    _, state = core(inputs(2, 1))
+    _, state = core(inputs(core, 2, 1))
     assert core.state_size == sum(t.numel() for t in tensors(state))
 
 
@@ -193,16 +197,16 @@ def test_flops_are_counted_without_side_effects(core: Core) -> None:
 def test_state_dict_round_trip(config: CoreConfig, core: Core) -> None:
     other = config.build(INPUT).double()
     other.load_state_dict(core.state_dict())
-    x = inputs()
+    x = inputs(core)
     assert torch.equal(core(x)[0], other(x)[0])
 
 
 def test_to_moves_everything(config: CoreConfig) -> None:
     core = config.build(INPUT)
-    output, state = core(inputs().float())
+    output, state = core(inputs(core).float())
     assert output.dtype == torch.float32
     core.to(torch.float64)
-    output, state = core(inputs())
+    output, state = core(inputs(core))
     assert {t.dtype for t in (output, *tensors(state))} == {torch.float64}
     core.to("meta")
     assert all(t.device.type == "meta" for t in (*core.parameters(), *core.buffers()))
@@ -210,7 +214,7 @@ def test_to_moves_everything(config: CoreConfig) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_as_on_the_cpu(core: Core) -> None:
-    x, reset = inputs(), torch.rand(9, 4) < 0.3
+    x, reset = inputs(core), torch.rand(9, 4) < 0.3
     expected, _ = core(x, reset=reset)
     core.cuda()
     assert core.initial_state(2) is not None
@@ -219,16 +223,36 @@ def test_on_a_gpu_as_on_the_cpu(core: Core) -> None:
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_wrong_inputs(core: Core) -> None:
-    with pytest.raises(ValueError, match=r"x has shape \(9, 4, 6\); expected \[T, B, 5\]"):
-        core(torch.zeros(9, 4, 6, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"x has shape \(0, 4, 5\); expected at least one time step"):
-        core(inputs()[:0])
+    x = inputs(core)
+    several = {"vector": "", "slots": "slots, ", "private": f"{core.num_inputs}, "}[core.inputs]
+    expected = re.escape(f"; expected [T, B, {several}5]")
+    for wrong in (torch.cat([x, x], dim=-1), x[0], x[..., None]):
+        with pytest.raises(ValueError, match=re.escape(f"x has shape {tuple(wrong.shape)}") + expected):
+            core(wrong)
+    with pytest.raises(ValueError, match=r"x has shape \(0, 4, .*5\); expected at least one time step"):
+        core(x[:0])
     with pytest.raises(ValueError, match=r"reset has shape \(4, 9\), torch.bool; expected bool \[9, 4\]"):
-        core(inputs(), reset=torch.zeros(4, 9, dtype=torch.bool))
+        core(x, reset=torch.zeros(4, 9, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_each_rim_has_its_private_input_and_no_more() -> None:
+    core = CORES["rim"](hidden_size=24, inputs="private").build(INPUT)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3, 5, 5\); expected \[T, B, 6, 5\]"):
+        core(torch.zeros(2, 3, 5, INPUT))
+
+
+def test_flops_count_as_many_slots_as_a_model_has() -> None:
+    core = CORES["rim"](hidden_size=24, inputs="slots", input_key_size=8, input_value_size=10).build(INPUT)
+    core.num_inputs = 2
+    two = core.flops_per_step
+    core.num_inputs = 5
+    # A slot's key and value, and for each of six RIMs a score and a weighted value.
+    assert core.flops_per_step - two == 3 * 2 * (INPUT * (8 + 10) + 6 * (8 + 10))
 
 
 def test_reset_state_keeps_the_kind_of_state(core: Core) -> None:
-    _, state = core(inputs())
+    _, state = core(inputs(core))
     mixed = reset_state(state, core.initial_state(4), torch.tensor([True, False, False, True]))
     for part, old, fresh in zip(tensors(mixed), tensors(state), tensors(core.initial_state(4))):
         assert torch.equal(part[[1, 2]], old[[1, 2]])

@@ -1,6 +1,6 @@
 """Recurrent systems behind one contract: ``output, state = core(x, state=None, reset=None)``."""
 
-from rims.cores.base import CORES, Core, CoreConfig, register
+from rims.cores.base import CORES, Core, CoreConfig, Inputs, register
 from rims.cores.dnc import DNCConfig, DNCCore
 from rims.cores.entnet import EntNetConfig, EntNetCore
 from rims.cores.gru import GRUConfig, GRUCore
@@ -22,6 +22,7 @@ __all__ = [
     "EntNetCore",
     "GRUConfig",
     "GRUCore",
+    "Inputs",
     "LSTMConfig",
     "LSTMCore",
     "MinGRUConfig",

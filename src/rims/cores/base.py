@@ -10,7 +10,7 @@ import copy
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 State = Any
 """A tensor or a NamedTuple of tensors, every one with the batch first; nothing else."""
 
+Inputs = Literal["vector", "slots", "private"]
+"""What a core reads at each step: a vector; any number of slots, such as objects or places; or, of the parts
+that it consists of, an input for each alone."""
+
 S = TypeVar("S")
 C = TypeVar("C", bound="CoreConfig")
 
@@ -28,7 +32,8 @@ C = TypeVar("C", bound="CoreConfig")
 class Core(nn.Module):
     """A recurrent system: ``output, state = core(x, state=None, reset=None)``.
 
-    * ``x`` is ``[T, B, input_size]``, ``output`` is ``[T, B, output_size]``.
+    * ``x`` is ``[T, B, input_size]``, ``output`` is ``[T, B, output_size]``. For cores whose ``inputs`` are
+      "slots" or "private", x is ``[T, B, S, input_size]``.
     * ``state`` is the state before step 0; ``None`` means ``initial_state(B)``. The returned state is the one
       after step T-1, so stepping one by one, or in chunks of any length, equals the whole sequence.
     * ``reset`` is ``[T, B]`` bool: where true, that row's state is re-initialised *before* step t.
@@ -38,6 +43,11 @@ class Core(nn.Module):
     input_size: int
     output_size: int
 
+    inputs: Inputs = "vector"
+    num_inputs: int = 1
+    """S: private inputs, as the core has them; slots, as ``flops_per_step`` counts them, for calls may come
+    with any number. A model sets that of its encoder."""
+
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
         """The state of ``batch_size`` fresh rows, on the core's device and in its dtype."""
@@ -45,7 +55,7 @@ class Core(nn.Module):
     @abstractmethod
     def forward(
         self,
-        x: Float[Tensor, "T B I"],
+        x: Float[Tensor, "T B *S I"],
         state: State | None = None,
         reset: Bool[Tensor, "T B"] | None = None,
     ) -> tuple[Float[Tensor, "T B O"], State]:
@@ -54,8 +64,10 @@ class Core(nn.Module):
 
     def check_input(self, x: Tensor, reset: Tensor | None = None) -> None:
         """Refuse an input that the contract does not allow."""
-        if x.dim() != 3 or x.shape[2] != self.input_size:
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected [T, B, {self.input_size}]")
+        between = {"vector": "", "slots": "slots, ", "private": f"{self.num_inputs}, "}[self.inputs]
+        wrong = x.dim() != (4 if between else 3) or x.shape[-1] != self.input_size
+        if wrong or (self.inputs == "private" and x.shape[2] != self.num_inputs):
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected [T, B, {between}{self.input_size}]")
         if not len(x):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one time step")
         if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
@@ -76,10 +88,11 @@ class Core(nn.Module):
     @property
     def flops_per_step(self) -> int:
         """Floating-point operations of the matrix products of one forward step of one row (a multiply-add is
-        two)."""
+        two), with ``num_inputs`` slots or private inputs where the core reads such."""
         # In float64 nn.LSTM runs as matrix products, which the counter sees; in float32 as one fused call.
         core = copy.deepcopy(self).to("cpu", torch.float64).eval()
-        x = torch.zeros(1, 1, self.input_size, dtype=torch.float64)
+        several = () if self.inputs == "vector" else (self.num_inputs,)
+        x = torch.zeros(1, 1, *several, self.input_size, dtype=torch.float64)
         state = map_state(Tensor.detach, core.typical_state(1))
         # Nor does the counter see the fused attention of the CPU.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -124,6 +137,11 @@ class CoreConfig:
 
     size: ClassVar[str] = "hidden_size"
     """The integer option that fair comparisons vary (see :meth:`sized` and rims.cores.sizes)."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the core reads; an option of those cores that can read different things."""
+        return "vector"
 
     def sized(self: C, size: int) -> C:
         """This config at a size of 1, 2, ...: each is possible, and parameters and state size grow with it.

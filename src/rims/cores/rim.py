@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rims.cores.base import Core, CoreConfig, register
+from rims.cores.base import Core, CoreConfig, Inputs, register
 from rims.nn import RIM, Trace
 
 
@@ -30,6 +30,9 @@ class RIMCore(Core):
         self.rim = rim
         self.input_size = rim.input_size
         self.output_size = rim.hidden_size
+        self.inputs = rim.first.inputs
+        if self.inputs == "private":
+            self.num_inputs = rim.num_rims
         self.disabled: tuple[int, ...] = ()
         """RIMs that are removed, for lesion studies: see :meth:`rims.RIM.forward`."""
 
@@ -39,7 +42,7 @@ class RIMCore(Core):
 
     def forward(
         self,
-        x: Float[Tensor, "T B I"],
+        x: Float[Tensor, "T B *S I"],
         state: RIMState | Tensor | None = None,
         reset: Bool[Tensor, "T B"] | None = None,
     ) -> tuple[Float[Tensor, "T B H"], RIMState | Tensor]:
@@ -58,7 +61,7 @@ class RIMCore(Core):
 
     def trace(
         self,
-        x: Float[Tensor, "T B I"],
+        x: Float[Tensor, "T B *S I"],
         state: RIMState | Tensor | None = None,
         reset: Bool[Tensor, "T B"] | None = None,
     ) -> tuple[Float[Tensor, "T B H"], RIMState | Tensor, Trace]:
@@ -106,6 +109,10 @@ class RIMConfig(CoreConfig):
 
     selection: Literal["null", "competition"] = "null"
     """Least attention on the null slot, or competition between RIMs."""
+
+    inputs: Inputs = "vector"
+    """What is read at each step: a vector; or of frames, their places as slots, or a strip by each RIM
+    ("private")."""
 
     input_attention: bool = True
     """False: every RIM reads the input itself (needs num_active = num_rims)."""

@@ -13,7 +13,7 @@ from rims.tasks import TASKS, Task
 
 @dataclass
 class ModelOptions:
-    """Encoder and head around the core."""
+    """Encoder and head around the core. Options that do not concern a task's kind of input are ignored."""
 
     input_size: int = 600
     """Width of the embedding or projection that the core reads."""
@@ -22,7 +22,13 @@ class ModelOptions:
     """Dropout on the core's input and output (the released code: 0.5 on copying; the paper names none)."""
 
     init: Literal["torch", "released"] = "torch"
-    """Weights of encoder and head: torch's, or U(-0.1, 0.1) as in the released code."""
+    """Weights of encoder and head, frames apart: torch's, or U(-0.1, 0.1) as in the released code."""
+
+    channels: tuple[int, int, int] = (16, 32, 64)
+    """Frames: channels of the encoder's three maps, and backwards of the decoder's."""
+
+    hidden: int = 512
+    """Frames: width of the decoder's first layer. That of the encoder's last is input_size."""
 
 
 @dataclass
