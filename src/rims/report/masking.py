@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rims.analysis import lesions
-from rims.cores import RIMConfig
+from rims.cores import RIMConfig, RIMCore
 from rims.errors import UserError
 from rims.train.checkpoint import Which, load_model
 from rims.train.data import held_out, measure
@@ -40,6 +40,7 @@ def mask(
     task.prepare()
     at = task.training_condition if condition is None else condition
     model = load_model(run, checkpoint)
+    assert isinstance(model.core, RIMCore)
     with quiet_lightning():
         fabric = fabric_of(run, accelerator)
         module = fabric.setup_module(model)

@@ -67,6 +67,7 @@ class MovingDigits(DatasetTask, VideoTask):
     """MNIST, from the official files, or scikit-learn's digits of 8 x 8 pixels, scaled up: offline."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.side < 16 or self.side % 16:
             raise ValueError(f"side is {self.side}; expected a multiple of 16, such as 64")
         if self.source not in ("mnist", "digits"):
