@@ -20,11 +20,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from rims.report import words
 from rims.report.activity import Activity
 from rims.report.results import Group, Section
 from rims.report.statistics import Estimate, estimate
+from rims.report.video import Rollout
 
 INK, MUTED, FAINT = "#1c1e21", "#6b7178", "#d9dce0"
 DASHES = ((0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)))
@@ -210,20 +212,73 @@ def learning(section: Section, metric: str) -> Figure:
 
 
 @styled
-def raster(activity: Activity) -> Figure:
-    """One sequence: a row a RIM, dark where it is active; the phases below."""
-    figure, axes = _rims_axes(activity)
-    for rim, active in enumerate(activity.active.T.tolist()):
-        axes.broken_barh(_runs(active), (rim - 0.36, 0.72), facecolor=INK, linewidth=0)
-    _phases(axes, activity)
+def over_frames(rollouts: list[Rollout], metric: str, feed_in: int) -> Figure:
+    """A measurement of each predicted frame: a line a core, grey ones for predictors that learn nothing, and
+    a mark at the first frame that follows no true one but the fed."""
+    references = {
+        name: curves[metric]
+        for name, curves in rollouts[0].curves.items()
+        if name != "model" and not curves[metric].isnan().all()
+    }
+    figure, axes = _axes([rollout.group for rollout in rollouts], metric, False, [*references])
+    frames = range(1, 1 + len(rollouts[0].predicted))
+    for dashes, values in zip(DASHES, references.values()):
+        axes.plot(frames, values.tolist(), color=MUTED, linewidth=1.0, linestyle=dashes)
+    for rollout in rollouts:
+        axes.plot(frames, rollout.curves["model"][metric].tolist(), color=rollout.group.colour)
+    if words.is_score(metric):
+        axes.set_ylim(0, 1.04)
+    else:
+        axes.set_ylim(0, 1.1 * max(_drawn(axes), default=1.0) or 1.0)
+    _end_of_feeding(axes, feed_in - 0.5)
+    axes.set_xlabel("frame")
+    return figure
+
+
+@styled
+def correlation(values: Tensor, feed_in: int) -> Figure:
+    """``values [S, K]``: how each RIM's activity goes with the brightness of its strip; thick, their mean."""
+    figure = Figure(figsize=(WIDTH, 2.6))
+    axes = figure.add_subplot()
+    axes.set_title("correlation over sequences")
+    axes.plot(values, color=MUTED, linewidth=0.7, alpha=0.6)
+    axes.plot(values.nanmean(1), color=INK)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_ylim(-1.04, 1.04)
+    _end_of_feeding(axes, feed_in - 0.5)
+    axes.set_xlabel("frame that goes in")
+    return figure
+
+
+def _end_of_feeding(axes: Axes, at: float) -> None:
+    axes.axvline(at, color="#c2410c", linewidth=0.8, alpha=0.7)
+    axes.annotate(
+        "left to itself",
+        (at, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(3, 0),
+        textcoords="offset points",
+        verticalalignment="top",
+        color=MUTED,
+        fontsize=8.5,
+    )
+
+
+@styled
+def raster(active: Tensor, phases: dict[str, tuple[int, int]]) -> Figure:
+    """One sequence, ``active [T, K]``: a row a RIM, dark where it is active; the phases below."""
+    figure, axes = _rims_axes(*active.shape)
+    for rim, steps in enumerate(active.T.tolist()):
+        axes.broken_barh(_runs(steps), (rim - 0.36, 0.72), facecolor=INK, linewidth=0)
+    _phases(axes, phases, len(active))
     return figure
 
 
 @styled
 def mean_activity(activity: Activity) -> Figure:
     """Many sequences: a row a RIM, white where it is never active and black where always; phases below."""
-    figure, axes = _rims_axes(activity)
     steps = len(activity.mean)
+    figure, axes = _rims_axes(steps, activity.num_rims)
     axes.imshow(
         activity.mean.T.numpy(),
         cmap="Greys",
@@ -235,7 +290,7 @@ def mean_activity(activity: Activity) -> Figure:
     )
     for rim in range(1, activity.num_rims):
         axes.axhline(rim - 0.5, color="white", linewidth=2.5)
-    _phases(axes, activity)
+    _phases(axes, activity.phases, steps)
     return figure
 
 
@@ -342,28 +397,26 @@ def _drawn(axes: Axes) -> list[float]:
     return [y for line in data for y in line.tolist() if math.isfinite(y)]
 
 
-def _rims_axes(activity: Activity) -> tuple[Figure, Axes]:
-    rims = activity.num_rims
+def _rims_axes(steps: int, rims: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, 0.75 + 0.2 * rims))
     axes = figure.add_subplot()
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlim(0, len(activity.active))
+    axes.set_xlim(0, steps)
     axes.set_ylim(rims - 0.5, -0.5)
-    step = max(1, math.ceil(rims / 12))
-    axes.set_yticks(range(0, rims, step), labels=[f"RIM {rim}" for rim in range(0, rims, step)])
+    every = max(1, math.ceil(rims / 12))
+    axes.set_yticks(range(0, rims, every), labels=[f"RIM {rim}" for rim in range(0, rims, every)])
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
     return figure, axes
 
 
-def _phases(axes: Axes, activity: Activity) -> None:
+def _phases(axes: Axes, phases: dict[str, tuple[int, int]], steps: int) -> None:
     """A line under the time steps of each phase, and its name."""
-    steps = len(activity.active)
     height = (0, -4)
-    last = len(activity.phases) - 1
-    for index, (name, (start, stop)) in enumerate(activity.phases.items()):
+    last = len(phases) - 1
+    for index, (name, (start, stop)) in enumerate(phases.items()):
         axes.annotate(
             "",
             (start, 0),

@@ -13,6 +13,7 @@ from typing import Any
 from rims.errors import UserError
 from rims.report.statistics import Estimate, estimate
 from rims.tasks import Task
+from rims.tasks.video import VideoTask
 from rims.train.config import RunConfig
 from rims.train.folder import Run
 
@@ -355,7 +356,7 @@ def _section(groups: list[Group]) -> Section:
     chance = task.chance()
     measured = [metrics for result in results for metrics in result.evaluation.values()]
     names = dict.fromkeys(name for metrics in measured for name in metrics)
-    if len(names) > 1:
+    if len(names) > 1 and not isinstance(task, VideoTask):
         # The loss averages over easy steps too: on copying it falls as the delay grows, and misleads.
         names.pop("loss", None)
     tested = {condition for r in results for condition in r.evaluation}
