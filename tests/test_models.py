@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rims.cores import LSTMConfig
+from rims.cores import LSTMConfig, RIMConfig
 from rims.models import SequenceModel
 from rims.tasks import Adding, Copying, SequentialCIFAR
+from tests.tasks.moving import Moving
 
 TASK = Copying(length=2, delay=3)
 
@@ -80,6 +81,7 @@ def test_released_init_is_uniform_within_a_tenth() -> None:
         ({"input_size": 0}, "input_size is 0; expected at least 1"),
         ({"input_size": 5, "dropout": 1.0}, "dropout is 1.0; expected 0 <= dropout < 1"),
         ({"input_size": 5, "init": "xavier"}, "init is 'xavier'; expected 'torch' or 'released'"),
+        ({"input_size": 5, "hidden": 0}, "hidden is 0; expected at least 1"),
     ],
 )
 def test_wrong_options(options, message) -> None:
@@ -91,3 +93,30 @@ def test_wrong_options(options, message) -> None:
 def test_fewer_numbers_than_channels() -> None:
     with pytest.raises(ValueError, match="input_size is 2; expected at least 3, one number for each channel"):
         SequenceModel(SequentialCIFAR(), LSTMConfig(hidden_size=7), 2)
+
+
+@pytest.mark.parametrize("inputs", ["slots", "private"])
+@pytest.mark.parametrize("task", [TASK, Adding()])
+def test_slots_and_private_inputs_need_frames(task, inputs) -> None:
+    message = f"core rim has inputs='{inputs}'; expected 'vector': the input of {task.name} is not frames"
+    with pytest.raises(ValueError, match=message):
+        SequenceModel(task, RIMConfig(24, inputs=inputs), 5)
+
+
+@pytest.mark.parametrize(("inputs", "between"), [("vector", ()), ("slots", (9,)), ("private", (4,))])
+def test_frames_are_encoded_as_the_core_reads_them(inputs, between) -> None:
+    core = RIMConfig(24, num_rims=4, num_active=2, inputs=inputs)
+    model = SequenceModel(Moving(side=24), core, 5, channels=(2, 3, 4), hidden=6).double()
+    frames = torch.randint(0, 256, (7, 3, 1, 24, 24)).byte()
+    x = model.encode(frames)
+    assert x.shape == (7, 3, *between, 5)
+    outputs, _ = model(frames)
+    assert outputs.shape == frames.shape
+    torch.testing.assert_close(outputs, model.head(model.core(x)[0]))
+    outputs.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    state, parts = None, []
+    for frame in frames.split(1):
+        part, state = model(frame, state)
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts), outputs)

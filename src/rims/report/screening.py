@@ -103,7 +103,7 @@ def _attention(run: video.Rollout, scene: video.Scene, at: str, plots: Plots) ->
 def _damage(section: Section, damage: video.Damage, plots: Plots) -> dict[str, Any]:
     from rims.report import film
 
-    names = {None: "intact", **{rim: f"without RIM {rim}" for rim in damage.predicted if rim is not None}}
+    names = {rim: "intact" if rim is None else f"without RIM {rim}" for rim in damage.predicted}
     numbers = film.columns(damage.feed_in, len(damage.truth) - 1)
     strip = {"truth": film.pictures(damage.truth[numbers])}
     for rim, predicted in damage.predicted.items():

@@ -86,8 +86,7 @@ def position_errors(predicted: Blobs, true: Blobs, frames: int, cap: float) -> N
     that are then together is the distance between the centres of mass of both sides: balls that touch, and so
     are one blob, are measured by their common centre; a missed object counts as lying where its nearest
     neighbour is predicted; a blob where nothing should be pulls at its nearest object by its mass. A frame
-    that equals the true one has error 0 (whatever touches in it, as long as no object is in several pieces
-    while others are merged).
+    that equals the true one has error 0, whatever touches in it, unless an object is seen in several pieces.
 
     No error is above ``cap``, which is that of every object of a frame where nothing is predicted.
     """

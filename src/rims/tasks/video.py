@@ -168,24 +168,27 @@ def position_error(logits: Logits, truth: Bytes, scene: Scene | None = None) -> 
     """How far, in pixels, the objects of predicted frames are from the true ones: the mean over those that
     are seen in a frame, NaN where there is none.
 
-    With a scene of the same frames, a true object is where the true frame shows what belongs to it; without,
-    its connected regions are the objects. Those of the predicted frame are compared with them as
-    :func:`rims.tasks.blobs.position_errors` says, with half a frame's diagonal as the cap. Of several
-    channels the brightest counts.
+    Both frames are compared by :func:`rims.tasks.blobs.position_errors`, with half a frame's diagonal as the
+    cap. The predicted objects are connected regions, and so are the true ones without a scene. With the scene
+    of the same frames they are what the frame shows of each object, or the regions: what comes nearer to the
+    prediction, frame by frame. So neither objects that touch nor those in several pieces count as errors
+    where they are predicted as they are, and not much where a prediction parts or joins them.
+
+    Of several channels the brightest counts.
     """
     from rims.tasks import blobs
 
     true, predicted = (
         frames.amax(2).flatten(0, 1).float().cpu().numpy() for frames in (as_floats(truth), logits.sigmoid())
     )
-    if scene is None:
-        objects = blobs.connected(true)
-    else:
+    cap = float(np.hypot(*truth.shape[-2:])) / 2
+    found, regions = blobs.connected(predicted), blobs.connected(true)
+    errors = blobs.position_errors(found, regions, len(true), cap)
+    if scene is not None:
         positions = scene.positions.flatten(0, 1).cpu().numpy()
         radii = scene.radii.expand(len(truth), -1, -1).flatten(0, 1).cpu().numpy()
         objects = blobs.of_objects(true, positions, radii)
-    cap = float(np.hypot(*truth.shape[-2:])) / 2
-    errors = blobs.position_errors(blobs.connected(predicted), objects, len(true), cap)
+        errors = np.minimum(errors, blobs.position_errors(found, objects, len(true), cap))
     return torch.from_numpy(errors).to(logits.device, torch.float32).view(truth.shape[:2])
 
 
