@@ -21,7 +21,7 @@ from rims.tasks import TASKS, Adding, Features
 def test_a_batch_is_what_the_definition_says(addends, beyond, condition, batch_size, seed):
     condition = None if condition is None else addends + condition
     task = Adding(length=addends + beyond, addends=addends, test_lengths=(addends,))
-    inputs, targets = task.batch(batch_size, torch.Generator().manual_seed(seed), condition)
+    inputs, targets, _ = task.batch(batch_size, torch.Generator().manual_seed(seed), condition)
     length = condition or task.length
     assert inputs.shape == (length, batch_size, 3)
     assert targets.shape == (batch_size,)

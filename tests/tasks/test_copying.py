@@ -18,7 +18,7 @@ options = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=60)
 def test_batch_is_what_the_definition_says(options, batch_size, seed, condition):
     task = Copying(**options)
-    inputs, targets = task.batch(batch_size, torch.Generator().manual_seed(seed), condition)
+    inputs, targets, _ = task.batch(batch_size, torch.Generator().manual_seed(seed), condition)
     delay = condition or task.delay
     assert inputs.shape == targets.shape == (2 * task.length + delay, batch_size)
     for row in range(batch_size):
@@ -104,4 +104,4 @@ def test_wrong_condition_is_named():
 
 def test_registered():
     assert TASKS["copying"] is Copying
-    assert Batch._fields == ("inputs", "targets")
+    assert Batch._fields == ("inputs", "targets", "details")

@@ -64,7 +64,7 @@ def test_sequences_are_those_of_the_files(images, contents, folder, form, put):
     put(folder, form, contents)
     task = SequentialCIFAR()
     assert [task.size(split) for split in ("training", "validation", "test")] == [8, 2, 2]
-    inputs, labels = task.examples("test", torch.arange(2), 24)
+    inputs, labels, _ = task.examples("test", torch.arange(2), 24)
     assert labels.tolist() == images[1][5].tolist()
     scaled = F.interpolate(torch.from_numpy(images[0][5]).float(), size=24, mode="nearest")
     for row in range(24):

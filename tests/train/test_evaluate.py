@@ -26,7 +26,7 @@ def test_it_is_deterministic_and_without_dropout(run):
     assert (row["sequences"], row["update"], row["checkpoint"]) == (300, 10, "last")
 
     batches = list(held_out(run.config.task, "test", 5, 300))
-    inputs, targets = (torch.cat(parts, dim=1) for parts in zip(*batches))
+    inputs, targets = (torch.cat(parts, dim=1) for parts in zip(*(batch[:2] for batch in batches)))
     with torch.no_grad():
         outputs, _ = load_model(run)(inputs)
     accuracy = (outputs[-2:].argmax(-1) == targets[-2:]).float().mean()
@@ -39,7 +39,7 @@ def test_a_data_set_is_tested_on_every_image_once(config, folder, wanted, count)
     run = train(config(task, updates=3), folder, progress=False)
     result = evaluate(run, sequences=wanted, accelerator="cpu")
     assert [(row["condition"], row["sequences"]) for row in result["conditions"]] == [(3, count), (4, count)]
-    inputs, labels = task.examples("test", torch.arange(count), 4)
+    inputs, labels, _ = task.examples("test", torch.arange(count), 4)
     with torch.no_grad():
         outputs, _ = load_model(run)(inputs)
     hits = (outputs[-1].argmax(-1) == labels).float().mean()
