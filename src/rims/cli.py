@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_names(arguments)
         command: Any = tyro.cli(
-            Train | Resume | Eval | Report | Demo | Reproduce | Sweep | Results | Bench,
+            Train | Resume | Eval | Lesion | Report | Demo | Reproduce | Sweep | Results | Bench,
             prog="rims",
             description="Recurrent Independent Mechanisms. rims COMMAND --help says more.",
             args=_values_first(arguments),
@@ -135,7 +135,7 @@ _Task = _choice(TASKS, prefix=False)
 _Core = _choice(CORES, prefix=True)
 _TrainingOptions = _unchecked(TrainingOptions)
 _DataDir = Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")]
-_plurals = [f"--{name}s" for name in sorted({task.condition_name for task in TASKS.values()})]
+_plurals = sorted({f"--{task.condition_name.removesuffix('s')}s" for task in TASKS.values()})
 
 
 @dataclass
@@ -221,8 +221,60 @@ class Eval:
         task = run.config.task
         table = Table(task.condition_name, *rows[0]["metrics"], title=str(self.run))
         for row in rows:
-            table.add_row(str(row["condition"]), *map(_shown, row["metrics"].values()))
-        table.add_row("chance", *(_chance(task, name) for name in rows[0]["metrics"]), style="dim")
+            table.add_row(task.label(row["condition"]), *map(_shown, row["metrics"].values()))
+        if task.chance():
+            table.add_row("chance", *(_chance(task, name) for name in rows[0]["metrics"]), style="dim")
+        for row in rows:
+            for name, values in row.get("references", {}).items():
+                shown = [_shown(values[metric]) if metric in values else "" for metric in row["metrics"]]
+                table.add_row(f"{task.label(row['condition'])}: {name}", *shown, style="dim")
+        _print(table)
+
+
+@dataclass
+class Lesion:
+    """Remove one RIM of a run after the other: what breaks?"""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    conditions: Annotated[tuple[int, ...], tyro.conf.arg(aliases=_plurals, help_behavior_hint="")] = ()
+    """Conditions to test at; without, the training condition."""
+    sequences: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = 256
+    """Test sequences a condition; None: as many as rims eval takes."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Weights: the last, or those of the lowest validation loss."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu."""
+    json: bool = False
+    """Print JSON, not a table."""
+    data_dir: _DataDir = None
+    """Folder of data files; without, $RIMS_DATA, or a download to the user's cache."""
+
+    def __call__(self) -> None:
+        run = Run.open(self.run)
+        mask = importlib.import_module("rims.report.masking").mask
+        task = run.config.task
+        wanted = self.conditions or (task.training_condition,)
+        found = {
+            at: mask(run, at, self.sequences, self.checkpoint, self.accelerator)
+            for at in dict.fromkeys(wanted)
+        }
+        if self.json:
+            rows = [
+                {"condition": at, "removed": rim, "metrics": metrics}
+                for at, damage in found.items()
+                for rim, metrics in damage.items()
+            ]
+            print(json.dumps({"checkpoint": self.checkpoint, "rows": rows}, indent=2))
+            return
+        metrics = next(iter(found.values()))[None]
+        table = Table(task.condition_name, "removed", *metrics, title=str(self.run))
+        for at, damage in found.items():
+            for rim, values in damage.items():
+                name = "none" if rim is None else f"RIM {rim}"
+                table.add_row(
+                    task.label(at), name, *map(_shown, values.values()), end_section=rim == len(damage) - 2
+                )
         _print(table)
 
 

@@ -197,3 +197,25 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(UserError, match="is no summary of an experiment"):
         summaries.read(path)
+
+
+def test_a_table_has_labels_and_references_and_old_summaries_need_none() -> None:
+    tests = {c: {"value": v} for c, v in (("4", 0.1), ("40", 0.3), ("678", 0.2))}
+    run = {"seed": 0, "test": tests, "best_validation": {}, "parameters": 1, "updates": 1, "seconds": 1.0}
+    old = {
+        "metric": "rollout_f1",
+        "condition": "balls",
+        "chance": None,
+        "arms": [{"name": "rim", "published": {"4": 0.5, "678": 0.4}, "runs": [run]}],
+    }
+    header, rows = summaries.table(old)
+    assert header[2:5] == ["balls 4", "balls 40", "balls 678"]
+    assert rows == [
+        ["rim", "0.500 / 0.400 (at 4 / 678)", "0.100", "0.300", "0.200", "", "1", "1", "1", "1 s"]
+    ]
+    labels = {"4": "4", "678": "6-8", "40": "4, curtain"}
+    new = {**old, "labels": labels, "references": {"last frame": {"4": 0.05, "678": 0.01}}}
+    header, rows = summaries.table(new)
+    assert header[2:5] == ["balls 4", "balls 6-8", "balls 4, curtain"]
+    assert rows[0][1:5] == ["0.500 / 0.400 (at 4 / 6-8)", "0.100", "0.200", "0.300"]
+    assert rows[1][:5] == ["last frame", "", "0.050", "0.010", "–"]

@@ -18,7 +18,7 @@ from rims.report import trace_model, write_report
 from rims.tasks import Copying
 
 Make = Callable[..., Path]
-VOID = {"meta", "br", "use", "path", "image", "rect", "circle"}
+VOID = {"meta", "br", "img", "use", "path", "image", "rect", "circle"}
 
 
 class Page(HTMLParser):

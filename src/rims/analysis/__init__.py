@@ -1,5 +1,7 @@
-"""From traces to numbers: who was active when."""
+"""From traces to numbers: who was active when, and what breaks without it."""
 
+from rims.analysis.lesions import lesions, removed
+from rims.analysis.location import location_correlation
 from rims.analysis.usage import (
     Trace,
     activity,
@@ -14,6 +16,9 @@ __all__ = [
     "Trace",
     "activity",
     "coactivation",
+    "lesions",
+    "location_correlation",
+    "removed",
     "switching_rate",
     "usage",
     "usage_by_kind",

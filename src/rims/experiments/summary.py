@@ -17,6 +17,17 @@ from rims.train.folder import Run
 def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Path, str]) -> dict[str, Any]:
     """What the runs in ``folder`` have measured; runs that have not ended are left out, and named."""
     experiment, task = EXPERIMENTS[name], grid.arms[0].config.task
+    arms: list[dict[str, Any]] = [
+        {
+            "name": arm.name,
+            "published": {str(c): value for c, value in arm.published.items()},
+            "config": arm.config.to_json(),
+            "runs": list(_runs(arm, grid.seeds, folder, experiment.metric)),
+        }
+        for arm in grid.arms
+    ]
+    tested = {int(c) for arm in arms for run in arm["runs"] for c in run["test"]}
+    order = [*task.test_conditions] if task.categorical else []
     return {
         "experiment": name,
         "scale": scale,
@@ -24,16 +35,10 @@ def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Pa
         "metric": experiment.metric,
         "task": task.name,
         "condition": task.condition_name,
+        "labels": {str(c): task.label(c) for c in dict.fromkeys([*order, *sorted(tested)])},
         "chance": task.chance().get(experiment.metric),
-        "arms": [
-            {
-                "name": arm.name,
-                "published": {str(c): value for c, value in arm.published.items()},
-                "config": arm.config.to_json(),
-                "runs": list(_runs(arm, grid.seeds, folder, experiment.metric)),
-            }
-            for arm in grid.arms
-        ],
+        "references": _references(grid, folder, experiment.metric),
+        "arms": arms,
         "impossible": grid.impossible,
         "failed": {run.name: why for run, why in failed.items()},
     }
@@ -69,9 +74,22 @@ def _runs(arm: Arm, seeds: int, folder: Path, metric: str) -> Iterator[dict[str,
         }
 
 
+def _references(grid: Grid, folder: Path, metric: str) -> dict[str, dict[str, float]]:
+    """By name and condition, the metric of predictors that learn nothing: the same for all runs, so those of
+    the first that has them."""
+    found: dict[str, dict[str, float]] = {}
+    for path in (path for arm in grid.arms for path in arm.runs(folder, grid.seeds)):
+        evaluation = Run.open(path).read_json("evaluation.json") if (path / "config.json").exists() else None
+        for row in (evaluation or {"conditions": []})["conditions"]:
+            for name, metrics in row.get("references", {}).items():
+                if metric in metrics:
+                    found.setdefault(name, {}).setdefault(str(row["condition"]), metrics[metric])
+    return found
+
+
 def _best_validations(run: Run, metric: str) -> dict[str, float]:
     """By condition, the best that any validation at that condition saw: how the paper selects."""
-    best = max if "accuracy" in metric else min
+    best = max if words.is_score(metric) else min
     found: dict[str, float] = {}
     for row in run.metrics():
         if row["split"] == "validation" and metric in row:
@@ -94,8 +112,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def conditions(summary: dict[str, Any]) -> list[int]:
-    """Every condition that was tested, ascending."""
-    return sorted({int(c) for arm in summary["arms"] for run in arm["runs"] for c in run["test"]})
+    """Every condition that was tested, in the order of their labels; ascending in summaries of old, which
+    have none."""
+    tested = sorted({int(c) for arm in summary["arms"] for run in arm["runs"] for c in run["test"]})
+    order = [*summary.get("labels", {})]
+    return sorted(tested, key=lambda c: order.index(str(c)) if str(c) in order else len(order))
+
+
+def label(summary: dict[str, Any], condition: int | str) -> str:
+    """A condition as people read it."""
+    return str(summary.get("labels", {}).get(str(condition), condition))
 
 
 COSTS = ("seeds", "parameters", "updates", "time")
@@ -106,7 +132,7 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, of the arms that have run: published, ours at each condition, by the paper's rule,
     and :data:`COSTS`."""
     metric, columns = summary["metric"], conditions(summary)
-    header = ["arm", "published", *(f"{summary['condition']} {c}" for c in columns)]
+    header = ["arm", "published", *(f"{summary['condition']} {label(summary, c)}" for c in columns)]
     header += ["paper's rule", *COSTS]
     rows = []
     for arm in summary["arms"]:
@@ -115,7 +141,7 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         published = " / ".join(words.value(metric, v) for v in arm["published"].values())
         if arm["published"] and [*map(int, arm["published"])] != columns:
-            published += f" (at {' / '.join(arm['published'])})"
+            published += f" (at {' / '.join(label(summary, c) for c in arm['published'])})"
         row = [arm["name"], published]
         for condition in map(str, columns):
             row.append(
@@ -132,6 +158,9 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     if summary["chance"] is not None:
         chance = words.value(metric, summary["chance"])
         rows.append(["chance", "", *[chance] * len(columns), "", "", "", "", ""])
+    for name, values in summary.get("references", {}).items():
+        at = [words.value(metric, values[str(c)]) if str(c) in values else words.MISSING for c in columns]
+        rows.append([name, "", *at, "", "", "", "", ""])
     return header, rows
 
 

@@ -107,7 +107,7 @@ class Sweep:
         tests = {run.path: _tests(run, metric) for *_, runs in found for run in runs}
         conditions = sorted({condition for test in tests.values() for condition in test})
         header = [*self.options, "validation loss", "seeds", "parameters"]
-        header += [f"{words.title(metric)} at {task.condition_name} {c}" for c in conditions]
+        header += [f"{words.title(metric)} at {task.condition_name} {task.label(c)}" for c in conditions]
         rows = []
         for _, values, losses, runs in found:
             seeds = str(len(runs)) if len(runs) == self.seeds else f"{len(runs)} of {self.seeds}"

@@ -90,5 +90,5 @@ def progress(folder: Path, config: RunConfig) -> tuple[int, str]:
 
 
 def main_metric(task: Task) -> str:
-    """The one to show where there is room for one: an accuracy if the task has it."""
-    return min(task.chance(), key=lambda name: "accuracy" not in name)
+    """The one to show where there is room for one: an accuracy if the task has it, else the loss."""
+    return min(task.chance(), key=lambda name: "accuracy" not in name, default="loss")

@@ -68,9 +68,11 @@ def trace_model(model: SequenceModel, inputs: Tensor) -> tuple[Tensor, Trace]:
 
 
 def conditions(result: Result) -> list[int]:
-    """The training condition, and the largest tested one when that is larger."""
+    """The training condition, and the largest tested one when that is larger; of kinds, all."""
     trained = result.config.task.training_condition
     tested = [*result.config.task.test_conditions, *result.evaluation]
+    if result.config.task.categorical:
+        return list(dict.fromkeys([trained, *tested]))
     return [trained, *sorted(c for c in {*tested} if c > trained)[-1:]]
 
 

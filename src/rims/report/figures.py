@@ -9,7 +9,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -20,13 +20,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from rims.report import words
 from rims.report.activity import Activity
 from rims.report.results import Group, Section
 from rims.report.statistics import Estimate, estimate
+from rims.report.video import Rollout
 
 INK, MUTED, FAINT = "#1c1e21", "#6b7178", "#d9dce0"
+DASHES = ((0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)))
+"""Lines of the references, one after the other."""
 WIDTH = 4.4
 """Inches. A column of the page on a desk, a phone's width when scaled by four fifths."""
 
@@ -84,30 +88,84 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 @styled
 def by_condition(section: Section, metric: str) -> Figure:
-    """A test metric against the condition: mean, 95 % interval, seeds; chance and training are marked."""
-    figure, axes = _axes([group for group in section.groups if group.measured(metric)], metric, markers=True)
-    conditions = sorted({c for group in section.groups for c in group.measured(metric)} | {*section.trained})
-    for group in section.groups:
-        measured = group.measured(metric)
-        _curve(axes, group, list(measured), list(measured.values()), marker=group.marker, clip_on=False)
-        if group.seeds > 1:
-            for result in group.results:
+    """A test metric against the condition: mean, 95 % interval, seeds; chance, references and training are
+    marked. Kinds of conditions stand side by side, unconnected."""
+    groups = [group for group in section.groups if group.measured(metric)]
+    references = section.referred(metric)
+    figure, axes = _axes(groups, metric, markers=True, references=[*references])
+    task, seen = section.task, {c for group in groups for c in group.measured(metric)} | {*section.trained}
+    conditions = [c for c in section.conditions if c in seen] if task.categorical else sorted(seen)
+    if task.categorical:
+        _kinds(axes, groups, metric, conditions, references)
+    else:
+        for group in groups:
+            measured = group.measured(metric)
+            _curve(axes, group, list(measured), list(measured.values()), marker=group.marker, clip_on=False)
+            for result in group.results if group.seeds > 1 else ():
                 seed = {
                     c: values[metric] for c, values in sorted(result.evaluation.items()) if metric in values
                 }
                 axes.plot(list(seed), list(seed.values()), color=group.colour, linewidth=0.7, alpha=0.45)
-    if len(conditions) > 1 and conditions[0] > 0 and conditions[-1] / conditions[0] >= 4:
-        axes.set_xscale("log", base=2)
+        for dashes, values in zip(DASHES, references.values()):
+            axes.plot(*zip(*sorted(values.items())), color=MUTED, linewidth=1.0, linestyle=dashes)
+        if len(conditions) > 1 and conditions[0] > 0 and conditions[-1] / conditions[0] >= 4:
+            axes.set_xscale("log", base=2)
+    places = dict(zip(conditions, range(len(conditions)) if task.categorical else conditions))
     axes.set_xticks(
-        conditions, labels=[f"{c}\ntrained" * (c in section.trained) or str(c) for c in conditions]
+        list(places.values()),
+        labels=[task.label(c) + "\ntrained" * (c in section.trained) for c in conditions],
     )
     axes.minorticks_off()
-    axes.margins(x=0.06)
+    if not task.categorical:
+        axes.margins(x=0.06)
     _value_axis(axes, section, metric)
     for trained in section.trained:
-        axes.axvline(trained, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-    axes.set_xlabel(section.task.condition_name)
+        axes.axvline(places[trained], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+    axes.set_xlabel(task.condition_name)
     return figure
+
+
+def _kinds(
+    axes: Axes,
+    groups: list[Group],
+    metric: str,
+    conditions: list[int],
+    references: dict[str, dict[int, float]],
+) -> None:
+    """At each of the conditions, evenly spaced: a point with its interval for each group, and its seeds."""
+    place = {condition: index for index, condition in enumerate(conditions)}
+    step = 0.6 / len(groups)
+    for index, group in enumerate(groups):
+        aside = step * (index - (len(groups) - 1) / 2)
+        measured = group.measured(metric)
+        axes.errorbar(
+            [place[c] + aside for c in measured],
+            [value.mean for value in measured.values()],
+            [value.half_width or 0.0 for value in measured.values()],
+            color=group.colour,
+            marker=group.marker,
+            markeredgecolor="white",
+            linestyle="",
+            elinewidth=1.4,
+            clip_on=False,
+        )
+        for result in group.results if group.seeds > 1 else ():
+            seed = {c: values[metric] for c, values in result.evaluation.items() if metric in values}
+            axes.plot(
+                [place[c] + aside + 0.25 * step for c in seed],
+                list(seed.values()),
+                color=group.colour,
+                marker="_",
+                markersize=4,
+                linestyle="",
+                alpha=0.6,
+            )
+    for dashes, values in zip(DASHES, references.values()):
+        for condition, value in values.items():
+            if condition in place:
+                ends = [place[condition] - 0.4, place[condition] + 0.4]
+                axes.plot(ends, [value, value], color=MUTED, linewidth=1.0, linestyle=dashes)
+    axes.set_xlim(-0.5, len(conditions) - 0.5)
 
 
 @styled
@@ -121,7 +179,7 @@ def learning(section: Section, metric: str) -> Figure:
         value for group in groups for split in splits for at in group.curve(split, metric)[1] for value in at
     ]
     decades = bool(seen) and 0 < 10 * min(seen) <= max(seen) < math.inf
-    into, back = (math.log, math.exp) if decades and "accuracy" not in metric else (float, float)
+    into, back = (math.log, math.exp) if decades and not words.is_score(metric) else (float, float)
     for group in groups:
         for split in splits:
             updates, values = group.curve(split, metric)
@@ -154,20 +212,73 @@ def learning(section: Section, metric: str) -> Figure:
 
 
 @styled
-def raster(activity: Activity) -> Figure:
-    """One sequence: a row a RIM, dark where it is active; the phases below."""
-    figure, axes = _rims_axes(activity)
-    for rim, active in enumerate(activity.active.T.tolist()):
-        axes.broken_barh(_runs(active), (rim - 0.36, 0.72), facecolor=INK, linewidth=0)
-    _phases(axes, activity)
+def over_frames(rollouts: list[Rollout], metric: str, feed_in: int) -> Figure:
+    """A measurement of each predicted frame: a line a core, grey ones for predictors that learn nothing, and
+    a mark at the first frame that follows no true one but the fed."""
+    references = {
+        name: curves[metric]
+        for name, curves in rollouts[0].curves.items()
+        if name != "model" and not curves[metric].isnan().all()
+    }
+    figure, axes = _axes([rollout.group for rollout in rollouts], metric, False, [*references])
+    frames = range(1, 1 + len(rollouts[0].predicted))
+    for dashes, values in zip(DASHES, references.values()):
+        axes.plot(frames, values.tolist(), color=MUTED, linewidth=1.0, linestyle=dashes)
+    for rollout in rollouts:
+        axes.plot(frames, rollout.curves["model"][metric].tolist(), color=rollout.group.colour)
+    if words.is_score(metric):
+        axes.set_ylim(0, 1.04)
+    else:
+        axes.set_ylim(0, 1.1 * max(_drawn(axes), default=1.0) or 1.0)
+    _end_of_feeding(axes, feed_in - 0.5)
+    axes.set_xlabel("frame")
+    return figure
+
+
+@styled
+def correlation(values: Tensor, feed_in: int) -> Figure:
+    """``values [S, K]``: how each RIM's activity goes with the brightness of its strip; thick, their mean."""
+    figure = Figure(figsize=(WIDTH, 2.6))
+    axes = figure.add_subplot()
+    axes.set_title("correlation over sequences")
+    axes.plot(values, color=MUTED, linewidth=0.7, alpha=0.6)
+    axes.plot(values.nanmean(1), color=INK)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_ylim(-1.04, 1.04)
+    _end_of_feeding(axes, feed_in - 0.5)
+    axes.set_xlabel("frame that goes in")
+    return figure
+
+
+def _end_of_feeding(axes: Axes, at: float) -> None:
+    axes.axvline(at, color="#c2410c", linewidth=0.8, alpha=0.7)
+    axes.annotate(
+        "left to itself",
+        (at, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(3, 0),
+        textcoords="offset points",
+        verticalalignment="top",
+        color=MUTED,
+        fontsize=8.5,
+    )
+
+
+@styled
+def raster(active: Tensor, phases: dict[str, tuple[int, int]]) -> Figure:
+    """One sequence, ``active [T, K]``: a row a RIM, dark where it is active; the phases below."""
+    figure, axes = _rims_axes(*active.shape)
+    for rim, steps in enumerate(active.T.tolist()):
+        axes.broken_barh(_runs(steps), (rim - 0.36, 0.72), facecolor=INK, linewidth=0)
+    _phases(axes, phases, len(active))
     return figure
 
 
 @styled
 def mean_activity(activity: Activity) -> Figure:
     """Many sequences: a row a RIM, white where it is never active and black where always; phases below."""
-    figure, axes = _rims_axes(activity)
     steps = len(activity.mean)
+    figure, axes = _rims_axes(steps, activity.num_rims)
     axes.imshow(
         activity.mean.T.numpy(),
         cmap="Greys",
@@ -179,7 +290,7 @@ def mean_activity(activity: Activity) -> Figure:
     )
     for rim in range(1, activity.num_rims):
         axes.axhline(rim - 0.5, color="white", linewidth=2.5)
-    _phases(axes, activity)
+    _phases(axes, activity.phases, steps)
     return figure
 
 
@@ -212,7 +323,10 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _axes(groups: list[Group], metric: str, markers: bool) -> tuple[Figure, Axes]:
+def _axes(
+    groups: list[Group], metric: str, markers: bool, references: Sequence[str] = ()
+) -> tuple[Figure, Axes]:
+    """The legend names groups and references."""
     figure = Figure(figsize=(WIDTH, 3.0))
     axes = figure.add_subplot()
     unit = words.unit(metric)
@@ -223,7 +337,11 @@ def _axes(groups: list[Group], metric: str, markers: bool) -> tuple[Figure, Axes
         )
         for group in groups
     ]
-    labels = [group.label for group in groups]
+    handles += [
+        matplotlib.lines.Line2D([], [], color=MUTED, linewidth=1.0, linestyle=dashes)
+        for dashes, _ in zip(DASHES, references)
+    ]
+    labels = [*(group.label for group in groups), *references]
     columns = max(1, min(len(labels), int(48 / (max(map(len, labels)) + 7))))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns)
     return figure, axes
@@ -246,23 +364,24 @@ def _curve(
 
 
 def _value_axis(axes: Axes, section: Section, metric: str) -> None:
-    """Per cent from 0 to 100 for accuracies, from 0 for everything else; the chance line."""
-    if "accuracy" in metric:
+    """The whole range for scores, in per cent for accuracies; from 0 for everything else; the chance line."""
+    if words.is_score(metric):
+        ticks = [0, 0.25, 0.5, 0.75, 1]
         axes.set_ylim(0, 1.04)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100"])
+        axes.set_yticks(ticks, labels=[f"{(100 if words.unit(metric) == '%' else 1) * y:g}" for y in ticks])
     else:
         drawn = _drawn(axes)
         if drawn and min(drawn) >= 0:
             # An interval may reach below zero, where no value can be; the values decide the range.
             axes.set_ylim(0, 1.2 * max([*drawn, section.chance.get(metric, 0.0)], default=1.0) or 1.0)
     if metric in section.chance:
-        level, below = section.chance[metric], "accuracy" in metric
+        level, below = section.chance[metric], words.is_score(metric)
         axes.axhline(level, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
         axes.annotate(
             f"chance {words.with_unit(metric, level)}",
             (1, level),
             xycoords=("axes fraction", "data"),
-            # Models at chance hug the line; below an accuracy's and above a loss's there is room.
+            # Models at chance hug the line; below a score's and above a loss's there is room.
             xytext=(0, -3 if below else 3),
             textcoords="offset points",
             horizontalalignment="right",
@@ -278,28 +397,26 @@ def _drawn(axes: Axes) -> list[float]:
     return [y for line in data for y in line.tolist() if math.isfinite(y)]
 
 
-def _rims_axes(activity: Activity) -> tuple[Figure, Axes]:
-    rims = activity.num_rims
+def _rims_axes(steps: int, rims: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, 0.75 + 0.2 * rims))
     axes = figure.add_subplot()
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlim(0, len(activity.active))
+    axes.set_xlim(0, steps)
     axes.set_ylim(rims - 0.5, -0.5)
-    step = max(1, math.ceil(rims / 12))
-    axes.set_yticks(range(0, rims, step), labels=[f"RIM {rim}" for rim in range(0, rims, step)])
+    every = max(1, math.ceil(rims / 12))
+    axes.set_yticks(range(0, rims, every), labels=[f"RIM {rim}" for rim in range(0, rims, every)])
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
     return figure, axes
 
 
-def _phases(axes: Axes, activity: Activity) -> None:
+def _phases(axes: Axes, phases: dict[str, tuple[int, int]], steps: int) -> None:
     """A line under the time steps of each phase, and its name."""
-    steps = len(activity.active)
     height = (0, -4)
-    last = len(activity.phases) - 1
-    for index, (name, (start, stop)) in enumerate(activity.phases.items()):
+    last = len(phases) - 1
+    for index, (name, (start, stop)) in enumerate(phases.items()):
         axes.annotate(
             "",
             (start, 0),

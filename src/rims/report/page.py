@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.resources
 import os
 import re
@@ -14,6 +15,8 @@ import rims
 from rims.errors import UserError
 from rims.report import activity, words
 from rims.report.results import Result, Section, gather, key_settings
+from rims.report.screening import screening
+from rims.tasks.video import VideoTask
 from rims.train.folder import write_atomically
 
 if TYPE_CHECKING:
@@ -58,26 +61,34 @@ def write_report(runs: Iterable[Path], output: Path | None = None) -> Path:
 
 
 class Plots:
-    """The figures of a page, by a name that is unique in it and serves as a file name."""
+    """The figures of a page, by a name that is unique in it and made to serve as a file name."""
 
     def __init__(self) -> None:
         self._figures: dict[str, Figure] = {}
+        self._films: dict[str, bytes] = {}
 
     def add(self, name: str, title: str, figure: Figure, note: str = "") -> dict[str, str]:
         """The figure as the template shows it."""
         from rims.report import figures
 
-        self._figures[name] = figure
+        self._figures[_file_name(name)] = figure
         return {"title": title, "note": note, "svg": figures.svg(figure, title)}
 
+    def film(self, name: str, film: bytes) -> dict[str, str]:
+        """An animated PNG as the template shows it."""
+        self._films[_file_name(name)] = film
+        return {"source": "data:image/png;base64," + base64.b64encode(film).decode()}
+
     def save(self, folder: Path) -> None:
-        """Write every figure as SVG and PNG."""
+        """Write every figure as SVG and PNG, and the films."""
         from rims.report import figures
 
         folder.mkdir(exist_ok=True)
         for name, figure in self._figures.items():
             write_atomically(folder / f"{name}.svg", figures.svg_file(figure))
             write_atomically(folder / f"{name}.png", figures.png(figure))
+        for name, film in self._films.items():
+            write_atomically(folder / f"{name}.png", film)
 
 
 def _default_output(results: list[Result]) -> Path:
@@ -95,8 +106,8 @@ def _section(section: Section, plots: Plots) -> dict[str, Any]:
     return {
         "task": section.task.name,
         "condition": section.task.condition_name,
-        "conditions": section.conditions,
-        "trained": section.trained,
+        "conditions": [section.task.label(condition) for condition in section.conditions],
+        "trained": [section.task.label(condition) for condition in section.trained],
         "headline": words.headline(section),
         "notes": words.notes(section),
         "metrics": [
@@ -108,10 +119,12 @@ def _section(section: Section, plots: Plots) -> dict[str, Any]:
             for metric in section.metrics
         ],
         "rows": [_row(section, index) for index in range(len(section.groups))],
+        "references": [_reference(section, name) for name in section.references],
         "seeds": any(group.seeds > 1 for group in section.groups),
         "sequences": sorted({count for result in section.results for count in result.sequences.values()}),
         "results": _result_plots(section, plots),
         "curves": _curve_plots(section, plots),
+        "video": screening(section, plots) if isinstance(section.task, VideoTask) else None,
         "specialisation": [seen for result in section.results if (seen := _specialisation(result, plots))],
         "runs": [_settings(result) for result in section.results],
     }
@@ -146,13 +159,23 @@ def _row(section: Section, index: int) -> dict[str, Any]:
     }
 
 
+def _reference(section: Section, name: str) -> dict[str, Any]:
+    cells = []
+    for metric in section.metrics:
+        values = section.referred(metric).get(name, {})
+        cells += [
+            words.value(metric, values[c]) if c in values else words.MISSING for c in section.conditions
+        ]
+    return {"name": name, "cells": cells}
+
+
 def _result_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
     from rims.report import figures
 
     return [
         plots.add(
-            _file_name(f"{section.task.name}_{metric}_by_{section.task.condition_name}"),
-            f"{words.title(metric).capitalize()} by {section.task.condition_name}",
+            f"{section.task.name}_{metric}_by_{section.task.condition_name}",
+            f"{words.heading(metric)} by {section.task.condition_name}",
             figures.by_condition(section, metric),
         )
         for metric in section.metrics
@@ -165,8 +188,8 @@ def _curve_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
 
     return [
         plots.add(
-            _file_name(f"{section.task.name}_{name}_while_learning"),
-            f"{words.title(name).capitalize()} while learning",
+            f"{section.task.name}_{name}_while_learning",
+            f"{words.heading(name)} while learning",
             figures.learning(section, name),
         )
         for name in ("loss", section.metrics[0])
@@ -199,10 +222,11 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
         return shown
     where = result.config.task.condition_name
     for seen in observed:
-        at = f"{where} {seen.condition}"
+        at = f"{where} {result.config.task.label(seen.condition)}"
         note = "· trained here" if seen.condition == result.config.task.training_condition else ""
-        name = _file_name(f"{result.name}_{where}_{seen.condition}")
-        one = plots.add(f"raster_{name}", f"One sequence, {at}", figures.raster(seen), note)
+        name = f"{result.name}_{where}_{seen.condition}"
+        drawn = figures.raster(seen.active, seen.phases)
+        one = plots.add(f"raster_{name}", f"One sequence, {at}", drawn, note)
         many = f"Mean of {activity.SEQUENCES} sequences, {at}"
         mean = plots.add(f"mean_activity_{name}", many, figures.mean_activity(seen), note)
         rims = [

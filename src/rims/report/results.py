@@ -13,6 +13,7 @@ from typing import Any
 from rims.errors import UserError
 from rims.report.statistics import Estimate, estimate
 from rims.tasks import Task
+from rims.tasks.video import VideoTask
 from rims.train.config import RunConfig
 from rims.train.folder import Run
 
@@ -44,6 +45,8 @@ class Result:
     run: Run
     evaluation: dict[int, dict[str, float]]
     """Test metrics by condition; empty when the run is not evaluated."""
+    references: dict[int, dict[str, dict[str, float]]]
+    """By condition, the metrics of predictors that learn nothing, by their names."""
     sequences: dict[int, int]
     """Test sequences by condition."""
     weights: dict[int, tuple[str, int]]
@@ -65,6 +68,13 @@ class Result:
                 int(entry["condition"]): {name: float(value) for name, value in entry["metrics"].items()}
                 for entry in conditions
             }
+            references = {
+                int(entry["condition"]): {
+                    name: {metric: float(value) for metric, value in metrics.items()}
+                    for name, metrics in entry.get("references", {}).items()
+                }
+                for entry in conditions
+            }
             sequences = {int(entry["condition"]): int(entry["sequences"]) for entry in conditions}
             weights = {
                 int(entry["condition"]): (str(entry["checkpoint"]), int(entry["update"]))
@@ -78,6 +88,7 @@ class Result:
         return cls(
             run,
             by_condition,
+            references,
             sequences,
             weights,
             _hash(evaluation.get("commit")) if evaluation else None,
@@ -221,7 +232,8 @@ class Section:
     metrics: list[str] = field(default_factory=list)
     """Metric names, the one of the headline first."""
     conditions: list[int] = field(default_factory=list)
-    """Every condition tested or to be tested, ascending."""
+    """Every condition tested or to be tested: ascending; of kinds, those trained on first, then as the task
+    names them."""
 
     @property
     def task(self) -> Task:
@@ -230,6 +242,24 @@ class Section:
     @property
     def results(self) -> list[Result]:
         return [result for group in self.groups for result in group.results]
+
+    @property
+    def references(self) -> dict[str, dict[int, dict[str, float]]]:
+        """The metrics of predictors that learn nothing, by name and condition: the same for all runs."""
+        found: dict[str, dict[int, dict[str, float]]] = {}
+        for result in self.results:
+            for condition, references in result.references.items():
+                for name, metrics in references.items():
+                    found.setdefault(name, {}).setdefault(condition, metrics)
+        return found
+
+    def referred(self, metric: str) -> dict[str, dict[int, float]]:
+        """By name and condition, the metric of those references that have it."""
+        values = {
+            name: {c: metrics[metric] for c, metrics in at.items() if metric in metrics}
+            for name, at in self.references.items()
+        }
+        return {name: at for name, at in values.items() if at}
 
     @property
     def trained(self) -> list[int]:
@@ -326,7 +356,7 @@ def _section(groups: list[Group]) -> Section:
     chance = task.chance()
     measured = [metrics for result in results for metrics in result.evaluation.values()]
     names = dict.fromkeys(name for metrics in measured for name in metrics)
-    if len(names) > 1:
+    if len(names) > 1 and not isinstance(task, VideoTask):
         # The loss averages over easy steps too: on copying it falls as the delay grows, and misleads.
         names.pop("loss", None)
     tested = {condition for r in results for condition in r.evaluation}
@@ -338,10 +368,28 @@ def _section(groups: list[Group]) -> Section:
     return Section(
         groups,
         chance,
-        # Accuracies read most easily, so they come first.
-        sorted(names or chance, key=lambda name: "accuracy" not in name),
-        sorted(tested | planned),
+        # Accuracies read most easily, so they come first; those of a model left to itself before all.
+        sorted(
+            names or chance or ["loss"],
+            key=lambda name: (not name.startswith("rollout"), "accuracy" not in name),
+        ),
+        _ordered(results, tested | planned),
     )
+
+
+def _ordered(results: list[Result], conditions: set[int]) -> list[int]:
+    """See :attr:`Section.conditions`."""
+    if not results[0].config.task.categorical:
+        return sorted(conditions)
+    tasks = [result.config.task for result in results]
+    order = dict.fromkeys(
+        [
+            *(task.training_condition for task in tasks),
+            *(condition for task in tasks for condition in task.test_conditions),
+            *sorted(conditions),
+        ]
+    )
+    return [condition for condition in order if condition in conditions]
 
 
 def _label(groups: list[Group]) -> None:

@@ -11,7 +11,8 @@ from rims.report.results import Section, gather, key_settings
 
 
 def print_table(runs: Iterable[Path]) -> None:
-    """Print, for each task, a table a metric (a column a condition, chance as the last row) and one of costs.
+    """Print, for each task, a table a metric (a column a condition; chance and references as the last rows)
+    and one of costs.
 
     Fits 80 columns; plain text without colour when standard output is not a terminal. Raises UserError when a
     folder is missing or damaged.
@@ -34,18 +35,18 @@ def print_table(runs: Iterable[Path]) -> None:
             string = string.replace("±", "+-").replace("–", "-").replace("\N{NO-BREAK SPACE}", " ")
         return Text(string, style)
 
-    def table(columns: list[str], rows: list[list[str]]) -> Table:
+    def table(columns: list[str], rows: list[list[str]], muted: int) -> Table:
         grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for index, column in enumerate(columns):
             grid.add_column(text(column), justify="right" if index else "left", overflow="fold")
-        for row in rows:
-            grid.add_row(*(text(cell, "dim" if row[0] == "chance" else "") for cell in row))
+        for index, row in enumerate(rows):
+            grid.add_row(*(text(cell, "dim" if index >= len(rows) - muted else "") for cell in row))
         return grid
 
-    def show(name: str, columns: list[str], rows: list[list[str]]) -> None:
-        grid = table(columns, rows)
+    def show(name: str, columns: list[str], rows: list[list[str]], muted: int = 0) -> None:
+        grid = table(columns, rows, muted)
         if console.measure(grid, options=console.options.update(max_width=10_000)).maximum > console.width:
-            grid = table(columns, [[cell.replace(" ±", "\n±") for cell in row] for row in rows])
+            grid = table(columns, [[cell.replace(" ±", "\n±") for cell in row] for row in rows], muted)
         console.print(text(name, "bold"))  # not as the grid's title, which is folded to the grid's width
         console.print(grid)
         console.print()
@@ -58,7 +59,8 @@ def print_table(runs: Iterable[Path]) -> None:
             console.print(text(line, "dim"), soft_wrap=not console.is_terminal)
 
 
-def _metric_table(section: Section, metric: str) -> tuple[str, list[str], list[list[str]]]:
+def _metric_table(section: Section, metric: str) -> tuple[str, list[str], list[list[str]], int]:
+    """Its name, columns and rows, and how many of the last rows are no cores."""
     unit = words.unit(metric)
     where = section.task.condition_name
     name = f"{section.task.name}: {words.title(metric)}{', ' * bool(unit)}{unit}, by {where}"
@@ -72,9 +74,14 @@ def _metric_table(section: Section, metric: str) -> tuple[str, list[str], list[l
             else:
                 row.append(words.with_spread(metric, estimate))
         rows.append(row)
+    cores = len(rows)
     if metric in section.chance:
         rows.append(["chance", "", *[words.value(metric, section.chance[metric])] * len(section.conditions)])
-    return name, ["core", "seeds", *map(str, section.conditions)], rows
+    for reference, values in section.referred(metric).items():
+        at = [words.value(metric, values[c]) if c in values else words.MISSING for c in section.conditions]
+        rows.append([reference, "", *at])
+    columns = ["core", "seeds", *map(section.task.label, section.conditions)]
+    return name, columns, rows, len(rows) - cores
 
 
 def _cost_table(section: Section) -> tuple[str, list[str], list[list[str]]]:

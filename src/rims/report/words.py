@@ -13,14 +13,28 @@ MISSING = "–"
 
 def title(metric: str) -> str:
     """A metric's name in words: ``recall_accuracy`` is ``recall accuracy``."""
-    return metric.replace("_", " ").replace("cross entropy", "cross-entropy")
+    return metric.replace("_", " ").replace("cross entropy", "cross-entropy").replace("f1", "F1")
+
+
+def heading(metric: str) -> str:
+    """The title with a capital, to begin with."""
+    name = title(metric)
+    return name[:1].upper() + name[1:]
 
 
 def unit(metric: str) -> str:
     """The unit in which :func:`value` writes the metric."""
     if "accuracy" in metric:
         return "%"
+    if metric.endswith("position_error"):
+        return "pixels"
     return "nats" if "entropy" in metric else ""
+
+
+def is_score(metric: str) -> bool:
+    """Whether the metric goes from 0 to 1 and is the better the higher, as accuracies and F1 are; all others
+    are losses or errors."""
+    return "accuracy" in metric or metric.endswith("f1")
 
 
 def value(metric: str, number: float) -> str:
@@ -100,20 +114,23 @@ def listed(parts: Sequence[str]) -> str:
 def headline(section: Section) -> str:
     """What the numbers say of the hardest condition tested, and no more."""
     metric, where = section.metrics[0], section.task.condition_name
+    label = section.task.label
     tested = [c for c in section.conditions if any(group.metric(metric, c) for group in section.groups)]
     if not tested:
         return f"Nothing to compare yet: no run on {section.task.name} has been evaluated."
     condition = tested[-1]
+    if section.task.categorical:  # of kinds, a task names the main shift first
+        condition = next((c for c in tested if c not in section.trained), condition)
     found = [(group, estimate) for group in section.groups if (estimate := group.metric(metric, condition))]
-    found.sort(key=lambda pair: pair[1].mean, reverse="accuracy" in metric)
+    found.sort(key=lambda pair: pair[1].mean, reverse=is_score(metric))
     best = [_clause(metric, *pair) for pair in (found if len(found) <= 4 else found[:3])]
     if len(found) > 4:
         low, high = sorted((found[3][1].mean, found[-1][1].mean))
         best.append(f"{value(metric, low)} to {with_unit(metric, high)} for the other {len(found) - 3}")
-    start = f"At {where} {condition}"
+    start = f"At {where} {label(condition)}"
     if section.trained != [condition]:
-        trained = listed([str(trained) for trained in section.trained])
-        start = f"Trained at {where} {trained}, tested at {condition}"
+        trained = listed([label(trained) for trained in section.trained])
+        start = f"Trained at {where} {trained}, tested at {label(condition)}"
     sentence = f"{start}: {title(metric)} is {listed(best)}"
     if metric in section.chance:
         sentence += f"; chance is {with_unit(metric, section.chance[metric])}"
@@ -140,7 +157,7 @@ def notes(section: Section) -> list[str]:
         if not result.evaluation:
             lines.append(f"{result.name} is not evaluated yet: rims eval {result.argument}")
         elif untested:
-            where = listed([str(condition) for condition in untested])
+            where = listed([section.task.label(condition) for condition in untested])
             lines.append(f"{result.name} is not evaluated at {section.task.condition_name} {where}.")
         for checkpoint, update in sorted({*result.weights.values()}):
             if update < made:

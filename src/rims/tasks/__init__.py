@@ -5,6 +5,7 @@ from rims.tasks.balls import Balls
 from rims.tasks.base import TASKS, Batch, DatasetTask, Features, Frames, Model, Split, Task, Tokens, register
 from rims.tasks.copying import Copying
 from rims.tasks.digits import Digits
+from rims.tasks.moving_digits import MovingDigits
 from rims.tasks.scifar import SequentialCIFAR
 from rims.tasks.smnist import SequentialMNIST
 
@@ -19,6 +20,7 @@ __all__ = [
     "Features",
     "Frames",
     "Model",
+    "MovingDigits",
     "SequentialCIFAR",
     "SequentialMNIST",
     "Split",

@@ -50,6 +50,15 @@ class Digits(ImageTask):
 
 @functools.cache
 def _load() -> Splits:
+    return {
+        name: Images((images.pixels >= WHITE).to(torch.uint8), images.labels)
+        for name, images in grey().items()
+    }
+
+
+def grey() -> Splits:
+    """The images as scikit-learn has them, from 0 to 16, in the splits of :class:`Digits`. Raises UserError
+    when scikit-learn is missing, or has others."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as missing:
@@ -59,5 +68,4 @@ def _load() -> Splits:
     content = pixels.tobytes() + labels.tobytes()
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5:
         raise UserError("scikit-learn's digits are not those that this version of rims knows")
-    white = torch.from_numpy((pixels >= WHITE).astype(np.uint8))
-    return split(*divide(Images(white, torch.from_numpy(labels.astype(np.int64)))))
+    return split(*divide(Images(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))))

@@ -72,9 +72,18 @@ class SequentialMNIST(ImageTask):
 
 @functools.lru_cache(maxsize=1)
 def _load(folder: Path | None) -> Splits:
+    return {
+        name: Images((images.pixels >= WHITE).to(torch.uint8), images.labels)
+        for name, images in grey(folder).items()
+    }
+
+
+def grey(folder: Path | None) -> Splits:
+    """The images as the files have them, bytes, in the splits of :class:`SequentialMNIST`; from the data
+    folder, or downloaded. Raises UserError when files are missing or damaged."""
     known, test = (
         Images(
-            torch.from_numpy((_read(folder, f"{part}-images-idx3-ubyte", 3) >= WHITE).astype(np.uint8)),
+            torch.from_numpy(_read(folder, f"{part}-images-idx3-ubyte", 3).copy()),
             torch.from_numpy(_read(folder, f"{part}-labels-idx1-ubyte", 1).astype(np.int64)),
         )
         for part in ("train", "t10k")

@@ -43,11 +43,7 @@ def evaluate(
     found = {row["condition"]: row for row in before["conditions"]}
     model, update = load_model_and_update(run, checkpoint)
     with quiet_lightning():
-        precision: Any = run.config.training.precision
-        try:
-            fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-        except (MisconfigurationException, ValueError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+        fabric = fabric_of(run, accelerator)
         module = fabric.setup_module(model)
         for condition in task.test_conditions if conditions is None else conditions:
             try:
@@ -69,3 +65,12 @@ def evaluate(
     with disk_errors(run):
         run.write_json("evaluation.json", result)
     return result
+
+
+def fabric_of(run: Run, accelerator: str) -> Fabric:
+    """One device in the run's precision. Raises UserError when there is no such device."""
+    precision: Any = run.config.training.precision
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
