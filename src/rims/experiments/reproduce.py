@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rims.errors import UserError
-from rims.experiments import adding, copying, images
+from rims.experiments import adding, balls, copying, images
 from rims.experiments.arms import EXPERIMENTS, SCALES, Grid, Scale
 from rims.experiments.grid import Evaluation, seed_by_seed
 from rims.experiments.summary import summarise
 from rims.experiments.where import HERE, Where
 from rims.train.folder import write_file
 
-__all__ = ["adding", "copying", "images", "plan", "reproduce"]
+__all__ = ["adding", "balls", "copying", "images", "plan", "reproduce"]
 
 
 def plan(name: str, scale: Scale, only: Sequence[str] = (), seeds: int | None = None) -> Grid:

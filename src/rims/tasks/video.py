@@ -131,8 +131,10 @@ class VideoTask(Task):
         """What ``frames`` frames from number ``start`` on show, where it is known."""
         if batch.details is None:
             return None
-        positions, velocities, radii = batch.details
-        return Scene(positions[start:][:frames], velocities[start:][:frames], radii)
+        scene: Scene = batch.details
+        return scene._replace(
+            positions=scene.positions[start:][:frames], velocities=scene.velocities[start:][:frames]
+        )
 
     def chance(self) -> dict[str, float]:
         return {"balanced_accuracy": 0.5, "rollout_balanced_accuracy": 0.5}
