@@ -353,10 +353,14 @@ class Reproduce:
         where = _where(self.on, self.workers, self.address, self.retries)
         summary = module.reproduce(self.name, self.scale, folder, self.only, self.seeds, where)
         show = importlib.import_module("rims.experiments.summary")
-        header, rows = show.table(summary)
+        first, *more = summary["metrics"]
+        header, rows = show.table(summary, first)
         costs = len(show.COSTS)
-        print(show.title(summary))
+        print(show.title(summary, first))
         _print(_plain(header[:-costs], [row[:-costs] for row in rows]))
+        for metric in more:
+            print(show.title(summary, metric))
+            _print(_plain(*show.table(summary, metric)))
         _print(_plain(["arm", *show.COSTS], [[row[0], *row[-costs:]] for row in rows if row[-costs]]))
         for line in show.notes(summary):
             print(line)

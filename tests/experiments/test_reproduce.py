@@ -104,10 +104,10 @@ def test_a_grid_runs_once_and_its_table_holds_what_it_measured(tmp_path: Path, c
         for run in arm["runs"]:
             rows = Run.open(tmp_path / f"{name}-{run['seed']}").read_json("evaluation.json")["conditions"]
             assert {str(r["condition"]): r["metrics"]["recall_cross_entropy"] for r in rows} == {
-                c: v["value"] for c, v in run["test"].items()
+                c: v["metrics"]["recall_cross_entropy"] for c, v in run["test"].items()
             }
             assert {r["checkpoint"] for r in rows} == {"best"}
-        values[name] = [run["test"]["10"]["value"] for run in arm["runs"]]
+        values[name] = [run["test"]["10"]["metrics"]["recall_cross_entropy"] for run in arm["runs"]]
         assert f"{sum(values[name]) / 2:.3f}" in first
     assert values["rim-6-4"][0] != values["rim-6-4"][1]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json*")}
@@ -148,7 +148,7 @@ def example() -> dict:
         {
             **run,
             "seed": s,
-            "test": {"8": {"value": v}, "16": {"value": v / 2}},
+            "test": {"8": {"metrics": {"accuracy": v}}, "16": {"metrics": {"accuracy": v / 2, "loss": v}}},
             "best_validation": {"8": v, "16": v},
         }
         for s, v in enumerate((0.5, 0.6, 0.7))
@@ -161,9 +161,11 @@ def example() -> dict:
         "experiment": "digits",
         "scale": "small",
         "source": "nowhere",
-        "metric": "accuracy",
+        "metrics": ["accuracy", "loss"],
         "condition": "resolution",
-        "chance": 0.1,
+        "labels": {"8": "8", "16": "16"},
+        "chance": {"accuracy": 0.1},
+        "references": {},
         "arms": arms,
         "impossible": ["ntm-state: none"],
         "failed": {"lstm-0": "out of luck"},
@@ -171,7 +173,7 @@ def example() -> dict:
 
 
 def test_a_table_from_known_numbers() -> None:
-    header, rows = summaries.table(example())
+    header, rows = summaries.table(example(), "accuracy")
     assert header[2:5] == ["resolution 8", "resolution 16", "paper's rule"]
     # t(0.975, 2) = 4.303; s = 0.1; 4.303 * 0.1 / sqrt(3) = 0.248
     half = "±\N{NO-BREAK SPACE}"
@@ -180,7 +182,14 @@ def test_a_table_from_known_numbers() -> None:
         "3", "1,234", "10", "1 min 01 s",
     ]  # fmt: skip
     assert rows[1][:4] == ["chance", "", "10.0", "10.0"]
+    assert summaries.table(example(), "loss") == (
+        ["arm", "resolution 8", "resolution 16"],
+        [["rim", "–", f"0.600 {half}0.248"]],
+    )
     text = summaries.markdown([example()])
+    lines = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert lines == [10] * 4 + [4] * 3
+    assert text.count("## digits") == 2
     assert "Not run: lstm." in text
     assert "No such size: ntm-state: none." in text
     assert "Failed: lstm-0: out of luck." in text
@@ -199,23 +208,20 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
         summaries.read(path)
 
 
-def test_a_table_has_labels_and_references_and_old_summaries_need_none() -> None:
-    tests = {c: {"value": v} for c, v in (("4", 0.1), ("40", 0.3), ("678", 0.2))}
+def test_a_table_has_labels_and_references() -> None:
+    tests = {c: {"metrics": {"rollout_f1": v}} for c, v in (("4", 0.1), ("40", 0.3), ("678", 0.2))}
     run = {"seed": 0, "test": tests, "best_validation": {}, "parameters": 1, "updates": 1, "seconds": 1.0}
-    old = {
-        "metric": "rollout_f1",
+    summary = {
+        "metrics": ["rollout_f1"],
         "condition": "balls",
-        "chance": None,
+        "labels": {"4": "4", "678": "6-8", "40": "4, curtain"},
+        "chance": {},
+        "references": {"last frame": {"4": {"rollout_f1": 0.05}, "678": {"rollout_f1": 0.01}}},
         "arms": [{"name": "rim", "published": {"4": 0.5, "678": 0.4}, "runs": [run]}],
     }
-    header, rows = summaries.table(old)
-    assert header[2:5] == ["balls 4", "balls 40", "balls 678"]
-    assert rows == [
-        ["rim", "0.500 / 0.400 (at 4 / 678)", "0.100", "0.300", "0.200", "", "1", "1", "1", "1 s"]
-    ]
-    labels = {"4": "4", "678": "6-8", "40": "4, curtain"}
-    new = {**old, "labels": labels, "references": {"last frame": {"4": 0.05, "678": 0.01}}}
-    header, rows = summaries.table(new)
+    header, rows = summaries.table(summary, "rollout_f1")
     assert header[2:5] == ["balls 4", "balls 6-8", "balls 4, curtain"]
-    assert rows[0][1:5] == ["0.500 / 0.400 (at 4 / 6-8)", "0.100", "0.200", "0.300"]
+    assert rows[0] == [
+        "rim", "0.500 / 0.400 (at 4 / 6-8)", "0.100", "0.200", "0.300", "", "1", "1", "1", "1 s"
+    ]  # fmt: skip
     assert rows[1][:5] == ["last frame", "", "0.050", "0.010", "–"]

@@ -61,4 +61,4 @@ def adding(scale: Scale) -> Grid:
     return Grid(arms, 3, impossible)
 
 
-register(Experiment("adding", "Table 5", "mean_squared_error", adding))
+register(Experiment("adding", "Table 5", ("mean_squared_error",), adding))

@@ -91,8 +91,8 @@ class Experiment:
     name: str
     source: str
     """Where in the paper."""
-    metric: str
-    """What its tables show."""
+    metrics: tuple[str, ...]
+    """What its tables show, one each; published numbers are of the first."""
     build: Callable[[Scale], Grid]
 
 

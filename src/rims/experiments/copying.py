@@ -146,5 +146,5 @@ def ablations(scale: Scale) -> Grid:
     return Grid(arms, 3)
 
 
-register(Experiment("copying", "Table 1, left", "recall_cross_entropy", copying))
-register(Experiment("copying-ablations", "Table 4", "recall_cross_entropy", ablations))
+register(Experiment("copying", "Table 1, left", ("recall_cross_entropy", "recall_accuracy"), copying))
+register(Experiment("copying-ablations", "Table 4", ("recall_cross_entropy",), ablations))

@@ -95,6 +95,6 @@ def digits(scale: Scale) -> Grid:
     return grid(setup(task, scale, 1e-3, 1500, 100), scale, 5, {})
 
 
-register(Experiment("smnist", "Table 1, right", "accuracy", smnist))
-register(Experiment("scifar", "released code", "accuracy", scifar))
-register(Experiment("digits", "not in the paper", "accuracy", digits))
+register(Experiment("smnist", "Table 1, right", ("accuracy",), smnist))
+register(Experiment("scifar", "released code", ("accuracy",), scifar))
+register(Experiment("digits", "not in the paper", ("accuracy",), digits))

@@ -22,7 +22,7 @@ def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Pa
             "name": arm.name,
             "published": {str(c): value for c, value in arm.published.items()},
             "config": arm.config.to_json(),
-            "runs": list(_runs(arm, grid.seeds, folder, experiment.metric)),
+            "runs": list(_runs(arm, grid.seeds, folder, experiment.metrics)),
         }
         for arm in grid.arms
     ]
@@ -32,19 +32,19 @@ def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Pa
         "experiment": name,
         "scale": scale,
         "source": experiment.source,
-        "metric": experiment.metric,
+        "metrics": [*experiment.metrics],
         "task": task.name,
         "condition": task.condition_name,
         "labels": {str(c): task.label(c) for c in dict.fromkeys([*order, *sorted(tested)])},
-        "chance": task.chance().get(experiment.metric),
-        "references": _references(grid, folder, experiment.metric),
+        "chance": {metric: value for metric, value in task.chance().items() if metric in experiment.metrics},
+        "references": _references(grid, folder, experiment.metrics),
         "arms": arms,
         "impossible": grid.impossible,
         "failed": {run.name: why for run, why in failed.items()},
     }
 
 
-def _runs(arm: Arm, seeds: int, folder: Path, metric: str) -> Iterator[dict[str, Any]]:
+def _runs(arm: Arm, seeds: int, folder: Path, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
     for path, config in arm.runs(folder, seeds).items():
         if not (path / "config.json").exists():
             continue
@@ -63,27 +63,30 @@ def _runs(arm: Arm, seeds: int, folder: Path, metric: str) -> Iterator[dict[str,
             "gpu": versions[-1].get("gpu"),
             "test": {
                 str(row["condition"]): {
-                    "value": row["metrics"][metric],
+                    "metrics": _only(row["metrics"], metrics),
                     "checkpoint": row["checkpoint"],
                     "update": row["update"],
                     "sequences": row["sequences"],
                 }
                 for row in evaluation["conditions"]
             },
-            "best_validation": _best_validations(run, metric),
+            "best_validation": _best_validations(run, metrics[0]),
         }
 
 
-def _references(grid: Grid, folder: Path, metric: str) -> dict[str, dict[str, float]]:
-    """By name and condition, the metric of predictors that learn nothing: the same for all runs, so those of
-    the first that has them."""
-    found: dict[str, dict[str, float]] = {}
+def _only(measured: dict[str, float], metrics: Sequence[str]) -> dict[str, float]:
+    return {metric: measured[metric] for metric in metrics if metric in measured}
+
+
+def _references(grid: Grid, folder: Path, metrics: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """By name and condition, what predictors that learn nothing score: the same for all runs, so those of the
+    first that has them."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for path in (path for arm in grid.arms for path in arm.runs(folder, grid.seeds)):
         evaluation = Run.open(path).read_json("evaluation.json") if (path / "config.json").exists() else None
         for row in (evaluation or {"conditions": []})["conditions"]:
-            for name, metrics in row.get("references", {}).items():
-                if metric in metrics:
-                    found.setdefault(name, {}).setdefault(str(row["condition"]), metrics[metric])
+            for name, measured in row.get("references", {}).items():
+                found.setdefault(name, {}).setdefault(str(row["condition"]), _only(measured, metrics))
     return found
 
 
@@ -102,8 +105,10 @@ def read(path: Path) -> dict[str, Any]:
     """A summary that was written. Raises UserError when it is none."""
     try:
         summary = json.loads(path.read_text())
-        if not {"experiment", "scale", "arms"} <= set(summary):
-            raise UserError(f"{path} is no summary of an experiment: it has no experiment, scale or arms")
+        if not {"experiment", "scale", "metrics", "arms"} <= set(summary):
+            raise UserError(
+                f"{path} is no summary of an experiment: expected experiment, scale, metrics and arms"
+            )
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
@@ -112,28 +117,27 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def conditions(summary: dict[str, Any]) -> list[int]:
-    """Every condition that was tested, in the order of their labels; ascending in summaries of old, which
-    have none."""
-    tested = sorted({int(c) for arm in summary["arms"] for run in arm["runs"] for c in run["test"]})
-    order = [*summary.get("labels", {})]
-    return sorted(tested, key=lambda c: order.index(str(c)) if str(c) in order else len(order))
+    """Every condition that was tested, in the order of their labels."""
+    tested = {c for arm in summary["arms"] for run in arm["runs"] for c in run["test"]}
+    return [int(c) for c in summary["labels"] if c in tested]
 
 
 def label(summary: dict[str, Any], condition: int | str) -> str:
     """A condition as people read it."""
-    return str(summary.get("labels", {}).get(str(condition), condition))
+    return str(summary["labels"].get(str(condition), condition))
 
 
 COSTS = ("seeds", "parameters", "updates", "time")
 """The last columns of a table."""
 
 
-def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, of the arms that have run: published, ours at each condition, by the paper's rule,
-    and :data:`COSTS`."""
-    metric, columns = summary["metric"], conditions(summary)
-    header = ["arm", "published", *(f"{summary['condition']} {label(summary, c)}" for c in columns)]
-    header += ["paper's rule", *COSTS]
+def table(summary: dict[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, of the arms that have run: what ``metric`` is at each condition; with the first metric
+    also published numbers, the paper's rule, and :data:`COSTS`."""
+    columns, first = conditions(summary), metric == summary["metrics"][0]
+    header = ["arm", *(f"{summary['condition']} {label(summary, c)}" for c in columns)]
+    if first:
+        header = [*header[:1], "published", *header[1:], "paper's rule", *COSTS]
     rows = []
     for arm in summary["arms"]:
         runs = arm["runs"]
@@ -142,11 +146,13 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         published = " / ".join(words.value(metric, v) for v in arm["published"].values())
         if arm["published"] and [*map(int, arm["published"])] != columns:
             published += f" (at {' / '.join(label(summary, c) for c in arm['published'])})"
-        row = [arm["name"], published]
+        row = [arm["name"], *[published] * first]
         for condition in map(str, columns):
-            row.append(
-                _estimated(metric, [r["test"][condition]["value"] for r in runs if condition in r["test"]])
-            )
+            tests = [run["test"][condition]["metrics"] for run in runs if condition in run["test"]]
+            row.append(_estimated(metric, [test[metric] for test in tests if metric in test]))
+        rows.append(row)
+        if not first:
+            continue
         shifted = [str(c) for c in columns if all(str(c) in run["best_validation"] for run in runs)]
         rule = [_mean(metric, [run["best_validation"][c] for run in runs]) for c in shifted]
         row.append(" / ".join(rule) if len(shifted) > 1 else "")
@@ -154,20 +160,19 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         row.append(_same([run["parameters"] for run in runs]))
         row.append(_same([run["updates"] for run in runs]))
         row.append(words.duration(estimate([run["seconds"] for run in runs]).mean))
-        rows.append(row)
-    if summary["chance"] is not None:
-        chance = words.value(metric, summary["chance"])
-        rows.append(["chance", "", *[chance] * len(columns), "", "", "", "", ""])
-    for name, values in summary.get("references", {}).items():
-        at = [words.value(metric, values[str(c)]) if str(c) in values else words.MISSING for c in columns]
-        rows.append([name, "", *at, "", "", "", "", ""])
+    known = {"chance": dict.fromkeys(map(str, columns), summary["chance"])} if summary["chance"] else {}
+    for name, at in {**known, **summary["references"]}.items():
+        values = [at.get(str(c), {}).get(metric) for c in columns]
+        if any(value is not None for value in values):
+            cells = [words.MISSING if v is None else words.value(metric, v) for v in values]
+            rows.append([name, *cells] if not first else [name, "", *cells, "", *[""] * len(COSTS)])
     return header, rows
 
 
-def title(summary: dict[str, Any]) -> str:
-    """What the table shows."""
-    unit = words.unit(summary["metric"])
-    what = f"{words.title(summary['metric'])}{', ' * bool(unit)}{unit}"
+def title(summary: dict[str, Any], metric: str) -> str:
+    """What the table of the metric shows."""
+    unit = words.unit(metric)
+    what = f"{words.title(metric)}{', ' * bool(unit)}{unit}"
     return f"{summary['experiment']} ({summary['source']}), scale {summary['scale']}: {what}"
 
 
@@ -212,11 +217,15 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
         "",
     ]
     for summary in summaries:
-        header, rows = table(summary)
-        lines += [f"## {title(summary)}", "", provenance(summary), ""]
-        lines += ["| " + " | ".join(header) + " |", "|---|---|" + "---:|" * (len(header) - 2)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", *(f"{note}\n" for note in notes(summary))]
+        for metric in summary["metrics"]:
+            header, rows = table(summary, metric)
+            first = metric == summary["metrics"][0]
+            lines += [f"{'#' * (3 - first)} {title(summary, metric)}", ""]
+            lines += [provenance(summary), ""] * first
+            text = 1 + first  # columns of words
+            lines += ["| " + " | ".join(header) + " |", "|" + "---|" * text + "---:|" * (len(header) - text)]
+            lines += ["| " + " | ".join(row) + " |" for row in rows]
+            lines += ["", *[f"{note}\n" for note in notes(summary)] * first]
     return "\n".join(lines).rstrip() + "\n"
 
 
