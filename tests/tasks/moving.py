@@ -60,7 +60,7 @@ class Moving(VideoTask):
         return clips(discs(positions, radii.expand(self.length, -1, -1), self.side, torus=True), scene)
 
     def extrapolated(self, batch: Batch, steps: int) -> Tensor:
-        positions, velocities, radii = batch.details
+        positions, velocities, radii, *_ = batch.details
         last, moved = self.feed_in - 1, torch.arange(1, steps + 1)[:, None, None, None]
         positions = positions[last] + moved * velocities[last]
         return discs(positions, radii.expand(steps, -1, -1), self.side, torus=True)

@@ -22,7 +22,7 @@ def draw(sequences: int = 4, task: Moving = TASK, condition: int = 1) -> Batch:
 
 
 def of_rows(batch: Batch, rows: slice | torch.Tensor) -> Batch:
-    positions, velocities, radii = batch.details
+    positions, velocities, radii, *_ = batch.details
     scene = Scene(positions[:, rows], velocities[:, rows], radii[rows])
     return Batch(batch.inputs[:, rows], batch.targets[:, rows], scene)
 

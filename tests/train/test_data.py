@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rims.tasks import Batch, Copying, DatasetTask
+from rims.tasks import Balls, Batch, Copying, DatasetTask
 from rims.train.data import (
     EVALUATION_BATCH,
     TEST_SEQUENCES,
@@ -124,6 +124,22 @@ def test_the_stream_of_a_data_set_does_not_depend_on_where_it_starts():
     for start in (0, 1, 7, 19):
         resumed = itertools.islice(TrainingStream(task, 4, 5, start, 1, 2), 20 - start)
         assert numbers(resumed) == numbers(whole[start:])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(
+    "task", [TASK, Numbered(17), Balls(size=16, balls=13, length=4, feed_in=1, rollout=1)], ids=type
+)
+def test_workers_make_the_same_batches(task, workers):
+    stream = TrainingStream(task, 4, 5, 2, 1, 2)
+    found = itertools.islice(stream.made_by(workers), 8)
+    for update, batch in enumerate(found, 2):
+        expected = training_batch(task, 4, 5, update, 1, 2)
+        assert torch.equal(batch.inputs, expected.inputs)
+        assert torch.equal(batch.targets, expected.targets)
+        for a, b in zip(batch.details or (), expected.details or (), strict=True):
+            assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
 
 
 @pytest.mark.parametrize(("wanted", "count"), [(None, 700), (5, 5), (300, 300), (700, 700), (9999, 700)])

@@ -1,7 +1,9 @@
 """Training: repeatable, resumable, clipped, measured."""
 
 import json
+import multiprocessing
 import os
+import re
 import signal
 
 import pytest
@@ -89,6 +91,56 @@ def test_resuming_is_exact_on_every_kind_of_task(config, tmp_path, monkeypatch, 
             train(settings, tmp_path / "parts", progress=False)
     parts = train(settings, tmp_path / "parts", resume=True, progress=False)
     assert_equal_runs(whole, parts)
+
+
+def test_a_run_with_workers_equals_one_without_also_when_resumed(config, tmp_path, monkeypatch):
+    alone = train(config(updates=20), tmp_path / "alone", progress=False)
+    settings = config(updates=20, workers=2)
+    whole = train(settings, tmp_path / "whole", progress=False)
+    assert_equal_runs(alone, whole)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 13, raise_crash)
+        with pytest.raises(Crash):
+            train(settings, tmp_path / "parts", progress=False)
+    assert_equal_runs(alone, train(settings, tmp_path / "parts", resume=True, progress=False))
+
+
+def test_a_signal_to_all_processes_ends_a_run_with_workers_in_good_order(config, folder, monkeypatch):
+    crash_at(monkeypatch, 13, lambda: [os.kill(pid, signal.SIGINT) for pid in (*children(), os.getpid())])
+    with pytest.raises(Interrupted, match="stopped after update 14"):
+        train(config(updates=40, workers=2), folder, progress=False)
+    assert not children()
+
+
+class Unlucky(Copying):
+    """Has no batches but the first; takes its process down, or says so."""
+
+    def batch(self, batch_size, generator, condition=None):
+        if multiprocessing.parent_process() is not None:
+            if self.length == 1:
+                os._exit(1)
+            raise UserError("the data are gone")
+        return super().batch(batch_size, generator, condition)
+
+
+@pytest.mark.parametrize(
+    ("length", "kind", "message"),
+    [
+        (2, UserError, "the data are gone"),
+        (1, WorkError, r"DataLoader worker .*; to go on .*: rims resume .*"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_said_in_a_line(config, folder, length, kind, message):
+    task = Unlucky(length=length, delay=2, test_delays=(2,))
+    with pytest.raises(kind) as caught:
+        train(config(task, workers=2), folder, progress=False)
+    assert re.fullmatch(message, str(caught.value))
+    assert not children()
+
+
+def children():
+    """Processes started by this one that run still."""
+    return [process.pid for process in multiprocessing.active_children()]
 
 
 def test_validation_at_test_conditions_is_measured_and_decides_nothing(config, tmp_path):

@@ -1,6 +1,7 @@
 """Tasks: data, the shift between training and test, the metric; a file each."""
 
 from rims.tasks.adding import Adding
+from rims.tasks.balls import Balls
 from rims.tasks.base import TASKS, Batch, DatasetTask, Features, Frames, Model, Split, Task, Tokens, register
 from rims.tasks.copying import Copying
 from rims.tasks.digits import Digits
@@ -11,6 +12,7 @@ from rims.tasks.smnist import SequentialMNIST
 __all__ = [
     "TASKS",
     "Adding",
+    "Balls",
     "Batch",
     "Copying",
     "DatasetTask",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from rims.tasks.base import Batch, Model, Task
@@ -38,6 +38,10 @@ class Scene(NamedTuple):
     """Pixels a frame, right after the frame; NaN likewise."""
     radii: Float[Tensor, "B N"]
     """NaN likewise."""
+    colours: Int[Tensor, "B N"] = torch.empty(0, 0, dtype=torch.int64)
+    """Rows of rims.tasks.render.PALETTE, where the task draws balls."""
+    curtain: Float[Tensor, "B 4"] = torch.empty(0, 4)
+    """What hides objects behind it: left, top, right and bottom, NaN where there is none; of balls too."""
 
 
 def clips(frames: UInt8[Tensor, "T B C H W"], scene: Scene | None = None) -> Batch:
@@ -125,10 +129,11 @@ class VideoTask(Task):
     @staticmethod
     def _scene(batch: Batch, start: int, frames: int) -> Scene | None:
         """What ``frames`` frames from number ``start`` on show, where it is known."""
-        if batch.details is None:
+        scene = batch.details
+        if scene is None:
             return None
-        positions, velocities, radii = batch.details
-        return Scene(positions[start:][:frames], velocities[start:][:frames], radii)
+        positions, velocities = scene.positions[start:][:frames], scene.velocities[start:][:frames]
+        return scene._replace(positions=positions, velocities=velocities)
 
     def chance(self) -> dict[str, float]:
         return {"balanced_accuracy": 0.5, "rollout_balanced_accuracy": 0.5}

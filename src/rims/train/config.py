@@ -80,6 +80,9 @@ class TrainingOptions:
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
 
+    workers: int = 0
+    """Processes that make training batches ahead; 0: the training process makes them."""
+
     def __post_init__(self) -> None:
         for name in (
             "updates",
@@ -92,7 +95,7 @@ class TrainingOptions:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("clip", "threads"):
+        for name in ("clip", "threads", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0")
         if not self.learning_rate > 0:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from rims.tasks import Batch, DatasetTask, Model, Task
 
@@ -70,7 +71,8 @@ def _epoch(size: int, seed: int, epoch: int) -> Tensor:
 
 
 class TrainingStream(IterableDataset[Batch]):
-    """Training batches without end, from the one of update number ``start`` on."""
+    """Training batches without end, from the one of update number ``start`` on. In worker number w of W it
+    yields those of updates ``start`` + w, ``start`` + w + W, and so on."""
 
     def __init__(
         self, task: Task, batch_size: int, seed: int, start: int = 0, rank: int = 0, ranks: int = 1
@@ -79,8 +81,30 @@ class TrainingStream(IterableDataset[Batch]):
         self.start, self.rank, self.ranks = start, rank, ranks
 
     def __iter__(self) -> Iterator[Batch]:
-        for update in itertools.count(self.start):
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for update in itertools.count(self.start + first, step):
             yield training_batch(self.task, self.batch_size, self.seed, update, self.rank, self.ranks)
+
+    def made_by(self, workers: int) -> Iterable[Batch]:
+        """The same batches in the same order, made ahead by as many processes; 0: by this one."""
+        if not workers:
+            return self
+        return DataLoader(
+            self,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2,
+            persistent_workers=True,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes; training, which ends after the update at hand,
+    still needs its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 HeldOut = Literal["validation", "test"]

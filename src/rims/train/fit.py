@@ -20,7 +20,7 @@ from rims.train.checkpoint import AtomicCheckpointIO, read_checkpoint
 from rims.train.config import RunConfig, TrainingOptions
 from rims.train.data import TrainingStream
 from rims.train.folder import Run
-from rims.train.guards import disk_errors, quiet_lightning
+from rims.train.guards import disk_errors, quiet_lightning, worker_errors
 from rims.train.module import TrainingModule
 from rims.train.progress import ProgressLine
 from rims.train.versions import versions
@@ -63,8 +63,9 @@ def train(config: RunConfig, folder: Path, resume: bool = False, progress: bool 
                 trainer.global_rank,
                 trainer.world_size,
             )
-            with disk_errors(run):
-                trainer.fit(module, stream, ckpt_path=run.last_checkpoint if start else None)
+            with disk_errors(run), worker_errors(run):
+                batches = stream.made_by(options.workers)
+                trainer.fit(module, batches, ckpt_path=run.last_checkpoint if start else None)
             if stop.asked and trainer.global_step < options.updates:
                 raise Interrupted(
                     f"stopped after update {trainer.global_step}; to go on: rims resume {run.path}"

@@ -1,4 +1,5 @@
-"""What surrounds the work: errors of the disk in one line, and Lightning without its announcements."""
+"""What surrounds the work: errors of the disk and of workers in one line, and Lightning without its
+announcements."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from rims.errors import UserError
+from rims.errors import UserError, WorkError
 from rims.train.folder import Run
 
 
@@ -27,6 +28,21 @@ def disk_errors(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def worker_errors(run: Run) -> Iterator[None]:
+    """What went wrong in a process that makes batches, in one line: torch puts a traceback before it."""
+    try:
+        yield
+    except UserError as error:
+        line = str(error).rstrip().rpartition("\n")[2]
+        raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        line = str(error).partition("\n")[0].rstrip(". ")
+        raise WorkError(f"{line}; to go on from the last checkpoint: rims resume {run.path}") from error
+
+
+@contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's announcements, adverts and warnings about what is meant here off the screen."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
@@ -39,6 +55,8 @@ def quiet_lightning() -> Iterator[None]:
             "The 'train_dataloader' does not have many workers",  # a batch is cheaper to make than to pass on
             ".*srun. command is available",  # a single process is what was asked for
             ".isinstance.treespec, LeafSpec.. is deprecated",  # Lightning's own use of torch
+            "This DataLoader will create",  # more workers than cores: --training.workers says so
+            ".*use of fork.. may lead to deadlocks",  # from Python 3.12: torch's workers use no locks of ours
         ):
             warnings.filterwarnings("ignore", message=message)
         try:
