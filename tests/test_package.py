@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "bench": {"nn", "cores"},
     "train": {"models", "cores", "tasks", "nn", "errors"},
     "experiments": {"report", "train", "models", "cores", "tasks", "nn", "errors"},
-    "report": {"train", "analysis", "models", "cores", "tasks", "nn", "errors"},
+    "report": {"train", "analysis", "models", "vision", "cores", "tasks", "nn", "errors"},
 }
 
 

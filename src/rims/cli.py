@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union
@@ -219,7 +219,7 @@ class Eval:
             print(json.dumps({**result, "conditions": rows}, indent=2))
             return
         task = run.config.task
-        table = Table(task.condition_name, *rows[0]["metrics"], title=str(self.run))
+        table = Table(task.condition_name, *_spaced(rows[0]["metrics"]), title=str(self.run))
         for row in rows:
             table.add_row(task.label(row["condition"]), *map(_shown, row["metrics"].values()))
         if task.chance():
@@ -267,7 +267,7 @@ class Lesion:
             ]
             print(json.dumps({"checkpoint": self.checkpoint, "rows": rows}, indent=2))
             return
-        metrics = next(iter(found.values()))[None]
+        metrics = _spaced(next(iter(found.values()))[None])
         table = Table(task.condition_name, "removed", *metrics, title=str(self.run))
         for at, damage in found.items():
             for rim, values in damage.items():
@@ -536,6 +536,11 @@ def _new_folder(config: RunConfig) -> Path:
 def _chance(task: Task, metric: str) -> str:
     level = task.chance().get(metric)
     return "" if level is None else _shown(level)
+
+
+def _spaced(metrics: Iterable[str]) -> list[str]:
+    """Names that a narrow table can fold."""
+    return [name.replace("_", " ") for name in metrics]
 
 
 def _shown(value: float) -> str:

@@ -29,7 +29,7 @@ from rims.report.statistics import Estimate, estimate
 from rims.report.video import Rollout
 
 INK, MUTED, FAINT = "#1c1e21", "#6b7178", "#d9dce0"
-DASHES = ((0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)))
+DASHES = ((0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (1, 1.2)))
 """Lines of the references, one after the other."""
 WIDTH = 4.4
 """Inches. A column of the page on a desk, a phone's width when scaled by four fifths."""
@@ -230,8 +230,7 @@ def over_frames(rollouts: list[Rollout], metric: str, feed_in: int) -> Figure:
         axes.set_ylim(0, 1.04)
     else:
         axes.set_ylim(0, 1.1 * max(_drawn(axes), default=1.0) or 1.0)
-    _end_of_feeding(axes, feed_in - 0.5)
-    axes.set_xlabel("frame")
+    _frames_axis(axes, "frame", feed_in)
     return figure
 
 
@@ -245,12 +244,16 @@ def correlation(values: Tensor, feed_in: int) -> Figure:
     axes.plot(values.nanmean(1), color=INK)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_ylim(-1.04, 1.04)
-    _end_of_feeding(axes, feed_in - 0.5)
-    axes.set_xlabel("frame that goes in")
+    axes.set_xlim(0, len(values) - 1)
+    _frames_axis(axes, "frame that goes in", feed_in)
     return figure
 
 
-def _end_of_feeding(axes: Axes, at: float) -> None:
+def _frames_axis(axes: Axes, name: str, feed_in: int) -> None:
+    """Whole numbers, and a line before the first frame that is not fed."""
+    at = feed_in - 0.5
+    axes.set_xlabel(name)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
     axes.axvline(at, color="#c2410c", linewidth=0.8, alpha=0.7)
     axes.annotate(
         "left to itself",

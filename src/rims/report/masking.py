@@ -12,11 +12,6 @@ from rims.train.folder import Run
 from rims.train.guards import quiet_lightning
 
 
-def has_rims_to_remove(run: Run) -> bool:
-    """Whether the run's core has several RIMs."""
-    return isinstance(run.config.core, RIMConfig) and run.config.core.num_rims > 1
-
-
 def mask(
     run: Run,
     condition: int | None = None,
@@ -33,7 +28,7 @@ def mask(
     be used and data files that are missing or damaged.
     """
     core, task = run.config.core, run.config.task
-    if not isinstance(core, RIMConfig) or not has_rims_to_remove(run):
+    if not isinstance(core, RIMConfig) or core.num_rims < 2:
         raise UserError(f"{run.path} has the core {core.name}; expected one of several RIMs to remove")
     if sequences is not None and sequences < 1:
         raise UserError(f"sequences is {sequences}; expected at least 1")

@@ -15,7 +15,6 @@ from rims.cores import RIMCore
 from rims.errors import UserError
 from rims.models import SequenceModel
 from rims.report.activity import SEED, trace_model, traceable
-from rims.report.masking import has_rims_to_remove
 from rims.report.results import Group, Result, Section
 from rims.tasks import Batch, Frames
 from rims.tasks.video import VideoTask, as_floats, roll_out
@@ -120,7 +119,7 @@ def observe(section: Section) -> Video:
         frames = task.feed_in + task.rollout
         video.scenes.append(Scene(condition, task.feed_in, truth[:frames, :SHOWN], runs))
     for _, result, model in models:
-        if has_rims_to_remove(result.run):
+        if isinstance(model.core, RIMCore) and model.core.rim.num_rims > 1:
             video.damage.append(_remove(result, model))
     return video
 

@@ -129,12 +129,11 @@ class VideoTask(Task):
     @staticmethod
     def _scene(batch: Batch, start: int, frames: int) -> Scene | None:
         """What ``frames`` frames from number ``start`` on show, where it is known."""
-        if batch.details is None:
+        scene = batch.details
+        if scene is None:
             return None
-        scene: Scene = batch.details
-        return scene._replace(
-            positions=scene.positions[start:][:frames], velocities=scene.velocities[start:][:frames]
-        )
+        positions, velocities = scene.positions[start:][:frames], scene.velocities[start:][:frames]
+        return scene._replace(positions=positions, velocities=velocities)
 
     def chance(self) -> dict[str, float]:
         return {"balanced_accuracy": 0.5, "rollout_balanced_accuracy": 0.5}
