@@ -61,8 +61,8 @@ def test_conditions_that_are_none(condition):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 60}, "size is 60; expected a multiple of 8"),
-        ({"size": 0}, "size is 0; expected a multiple of 8"),
+        ({"side": 60}, "side is 60; expected a multiple of 8"),
+        ({"side": 0}, "side is 0; expected a multiple of 8"),
         ({"radii": (0.0, 7.0)}, r"radii are \(0.0, 7.0\); expected 0 < smallest <= largest < 32"),
         ({"radii": (8.0, 7.0)}, r"radii are \(8.0, 7.0\); expected 0 < smallest <= largest < 32"),
         ({"radii": (4.0, 32.0)}, r"radii are \(4.0, 32.0\); expected 0 < smallest <= largest < 32"),
@@ -103,7 +103,7 @@ def test_one_seed_one_batch():
 @pytest.mark.parametrize("options", [{}, {"centre": True}, {"colours": True}])
 def test_the_same_physics_at_every_size(options):
     """But for what is drawn in whole pixels."""
-    large, small = (Balls(size=size, balls=5, **options).batch(3, generator()) for size in (64, 24))
+    large, small = (Balls(side=size, balls=5, **options).batch(3, generator()) for size in (64, 24))
     for name in ("positions", "velocities", "radii"):
         expected = getattr(large.details, name) * 24 / 64
         assert torch.allclose(getattr(small.details, name), expected, rtol=1e-5)
@@ -144,7 +144,7 @@ def test_speeds_and_sizes_are_those_asked_for():
 
 
 def test_the_fixed_ball_is_in_the_middle_and_one_more():
-    task = Balls(balls=13, test_balls=(123456,), size=48, centre=True)
+    task = Balls(balls=13, test_balls=(123456,), side=48, centre=True)
     _, _, scene = task.batch(30, generator())
     assert scene.radii.shape == (30, 4)
     assert set(scene.radii.isfinite().sum(1).tolist()) == {2, 4}
@@ -180,7 +180,7 @@ def test_curtains_are_black_where_they_are_said_to_be_and_differ():
     assert ((lit.amax(0) - lit.amin(0)) > 40).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("options", [{}, {"balls": 40}, {"colours": True, "size": 32}, {"centre": True}])
+@pytest.mark.parametrize("options", [{}, {"balls": 40}, {"colours": True, "side": 32}, {"centre": True}])
 def test_extrapolation_is_exact_until_something_is_hit(options):
     task = Balls(**options, length=30, feed_in=10, rollout=5)
     batch = task.batch(40, generator())

@@ -129,7 +129,7 @@ def test_the_stream_of_a_data_set_does_not_depend_on_where_it_starts():
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize(
-    "task", [TASK, Numbered(17), Balls(size=16, balls=13, length=4, feed_in=1, rollout=1)], ids=type
+    "task", [TASK, Numbered(17), Balls(side=16, balls=13, length=4, feed_in=1, rollout=1)], ids=type
 )
 def test_workers_make_the_same_batches(task, workers):
     stream = TrainingStream(task, 4, 5, 2, 1, 2)

@@ -30,8 +30,8 @@ EPOCH = 50_000 // 64
 """Updates of an epoch of the original files."""
 
 FRAMES: dict[str, dict[str, Any]] = {
-    "smoke": {"size": 16, "length": 9, "feed_in": 4, "rollout": 5},
-    "small": {"size": 32, "length": 31, "feed_in": 15, "rollout": 15},
+    "smoke": {"side": 16, "length": 9, "feed_in": 4, "rollout": 5},
+    "small": {"side": 32, "length": 31, "feed_in": 15, "rollout": 15},
     "short": {},
     "paper": {},
 }
@@ -109,7 +109,7 @@ def crops(scale: Scale) -> Grid:
     20,000 sequences of 100 frames in the paper; the learning rate and the size of a batch are unknown.
     """
     arena: dict[str, Any] = {
-        "size": sized(scale, 16, 24, 48),
+        "side": sized(scale, 16, 24, 48),
         "length": sized(scale, 9, 31, 100),
         "feed_in": sized(scale, 4, 15, 15),
         "rollout": sized(scale, 5, 15, 35),
@@ -129,8 +129,8 @@ def masking(scale: Scale) -> Grid:
     """E.3, Figures 21 to 25: RIMs of 400 units together, to be removed one by one when they have learned
     (``rims lesion``, ``rims report``); five frames are fed, 25 predicted."""
     frames: dict[str, dict[str, Any]] = {
-        "smoke": {"size": 16, "length": 9, "feed_in": 4, "rollout": 5},
-        "small": {"size": 32},
+        "smoke": {"side": 16, "length": 9, "feed_in": 4, "rollout": 5},
+        "small": {"side": 32},
     }
     task = MovingDigits(**frames.get(scale, {}))
     shared = setup(scale, task, 100 * EPOCH)

@@ -67,7 +67,7 @@ class Balls(VideoTask):
     test_balls: tuple[int, ...] = (4, 678, 40)
     """Numbers of balls to test with."""
 
-    size: int = 64
+    side: int = 64
     """Side of the frame in pixels, a multiple of 8. The paper's arena of D.5 has 48."""
 
     colours: bool = False
@@ -86,8 +86,8 @@ class Balls(VideoTask):
         super().__post_init__()
         for condition in (self.balls, *self.test_balls):
             kind(condition)
-        if self.size < 8 or self.size % 8:
-            raise ValueError(f"size is {self.size}; expected a multiple of 8")
+        if self.side < 8 or self.side % 8:
+            raise ValueError(f"side is {self.side}; expected a multiple of 8")
         small, large = self.radii
         if not 0 < small <= large < SIDE / 2:
             raise ValueError(f"radii are {self.radii}; expected 0 < smallest <= largest < {SIDE / 2:g}")
@@ -97,7 +97,7 @@ class Balls(VideoTask):
 
     @property
     def input(self) -> Frames:
-        return Frames(self.size, self.size, PALETTE.shape[1] if self.colours else 1)
+        return Frames(self.side, self.side, PALETTE.shape[1] if self.colours else 1)
 
     @property
     def training_condition(self) -> int:
@@ -138,7 +138,7 @@ class Balls(VideoTask):
         velocities[:, :fixed], masses[:, :fixed] = 0, np.inf
         motion = simulate(positions, velocities, radii, masses, box, self.length)
         curtains = self._curtains(random, batch_size) if curtain else np.full((batch_size, 4), np.nan)
-        pixel = self.size / SIDE
+        pixel = self.side / SIDE
         scene = Scene(
             torch.from_numpy(motion.positions * pixel).float(),
             torch.from_numpy(motion.velocities * pixel).float(),
@@ -149,8 +149,8 @@ class Balls(VideoTask):
         return scene, torch.from_numpy(motion.collisions)
 
     def _curtains(self, random: np.random.Generator, batch_size: int) -> np.ndarray:
-        sides = random.integers(self.size // 4, self.size // 2, (batch_size, 2), endpoint=True)
-        corner = random.integers(self.size - sides, endpoint=True)
+        sides = random.integers(self.side // 4, self.side // 2, (batch_size, 2), endpoint=True)
+        corner = random.integers(self.side - sides, endpoint=True)
         return np.concatenate([corner, corner + sides], axis=1).astype(float)
 
     def render(self, scene: Scene) -> UInt8[Tensor, "T B C H W"]:
