@@ -8,7 +8,16 @@ import pytest
 import torch
 from sklearn import metrics
 
-from rims.tasks.pixels import EPSILON, FRAME, SEQUENCE, as_logits, balanced_accuracy, cross_entropy, f1
+from rims.tasks.pixels import (
+    EPSILON,
+    FRAME,
+    SEQUENCE,
+    as_logits,
+    balanced_accuracy,
+    counts,
+    cross_entropy,
+    f1,
+)
 
 TRUTH = torch.randint(0, 256, (3, 4, 2, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 LOGITS = torch.randn(3, 4, 2, 5, 6, generator=torch.Generator().manual_seed(2)) + (TRUTH > 127) - 0.5
@@ -18,7 +27,7 @@ LOGITS = torch.randn(3, 4, 2, 5, 6, generator=torch.Generator().manual_seed(2)) 
     ("ours", "theirs"), [(f1, metrics.f1_score), (balanced_accuracy, metrics.balanced_accuracy_score)]
 )
 def test_classes_of_pixels_as_scikit_learn_counts_them(ours, theirs) -> None:
-    by_sequence, by_frame = ours(LOGITS, TRUTH, SEQUENCE), ours(LOGITS, TRUTH, FRAME)
+    by_sequence, by_frame = (ours(counts(LOGITS, TRUTH, over)) for over in (SEQUENCE, FRAME))
     for b in range(4):
         pair = TRUTH[:, b].flatten() > 127, LOGITS[:, b].flatten() > 0
         assert by_sequence[b] == pytest.approx(theirs(*pair))
@@ -37,8 +46,8 @@ def test_classes_that_do_not_occur() -> None:
         (white, corner, 2 / 5, 1 / 4),
         (white, -corner.abs(), 0, 0),
     ):
-        assert f1(logits, truth, FRAME).item() == pytest.approx(score)
-        assert balanced_accuracy(logits, truth, FRAME).item() == pytest.approx(balanced)
+        assert f1(counts(logits, truth, FRAME)).item() == pytest.approx(score)
+        assert balanced_accuracy(counts(logits, truth, FRAME)).item() == pytest.approx(balanced)
 
 
 def test_cross_entropy_is_by_the_pixel_and_sure_frames_are_not_too_sure() -> None:

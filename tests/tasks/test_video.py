@@ -8,7 +8,7 @@ import torch
 from rims.cores import LSTMConfig, RIMConfig
 from rims.models import SequenceModel
 from rims.tasks import Batch
-from rims.tasks.pixels import FRAME, SEQUENCE, as_floats, as_logits, cross_entropy, f1
+from rims.tasks.pixels import FRAME, SEQUENCE, as_floats, as_logits, counts, cross_entropy, f1
 from rims.tasks.video import Scene, position_error, roll_out
 from rims.train.data import reference
 from tests.tasks.moving import Moving
@@ -74,7 +74,7 @@ def test_measurements_are_of_the_frames_they_name() -> None:
     assert float(found["loss"]) == pytest.approx(
         float(-(y * p.log() + (1 - y) * (1 - p).log()).mean()), rel=1e-4
     )
-    assert float(found["f1"]) == pytest.approx(float(f1(outputs, frames[1:], SEQUENCE).mean()))
+    assert float(found["f1"]) == pytest.approx(float(f1(counts(outputs, frames[1:], SEQUENCE)).mean()))
     y, p = frames[3:7].double() / 255, logits.double().sigmoid()
     by_hand = float(-(y * p.log() + (1 - y) * (1 - p).log()).mean())
     assert float(found["rollout_cross_entropy"]) == pytest.approx(by_hand, rel=1e-4)
@@ -156,7 +156,7 @@ def test_curves_are_the_same_numbers_frame_by_frame() -> None:
                 assert float(curve[2:].mean()) == pytest.approx(float(metrics[total]), rel=1e-4)
     first = cross_entropy(outputs[:2], batch.targets[:2], FRAME).mean(1)
     torch.testing.assert_close(curves["model"]["cross_entropy"][:2], first)
-    first = f1(as_logits(batch.inputs[:3]), batch.targets[:3], FRAME).mean(1)
+    first = f1(counts(as_logits(batch.inputs[:3]), batch.targets[:3], FRAME)).mean(1)
     torch.testing.assert_close(curves["last frame"]["f1"][:3], first)
     assert curves["constant velocity"]["f1"][:2].isnan().all()
 

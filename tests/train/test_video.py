@@ -35,7 +35,7 @@ def _registered() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", CORES)
-def test_a_run_trains_resumes_and_is_tested(kind, folder: Path) -> None:
+def test_a_run_trains_and_is_tested(kind, folder: Path) -> None:
     training = TrainingOptions(
         updates=2, batch_size=3, validation_sequences=4, checkpoint_every=1, accelerator="cpu"
     )

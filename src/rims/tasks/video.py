@@ -23,6 +23,7 @@ from rims.tasks.pixels import (
     as_floats,
     as_logits,
     balanced_accuracy,
+    counts,
     cross_entropy,
     f1,
 )
@@ -83,21 +84,20 @@ class VideoTask(Task):
 
     def metrics(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Of one step ahead."""
-        return {
-            "f1": f1(outputs, batch.targets, SEQUENCE).mean(),
-            "balanced_accuracy": balanced_accuracy(outputs, batch.targets, SEQUENCE).mean(),
-        }
+        found = counts(outputs, batch.targets, SEQUENCE)
+        return {"f1": f1(found).mean(), "balanced_accuracy": balanced_accuracy(found).mean()}
 
     def rollout_metrics(self, logits: Logits, batch: Batch) -> dict[str, Tensor]:
         """Of ``logits`` of the ``rollout`` frames after the ``feed_in`` that were fed: as one step ahead, and
         the position error of their objects (:func:`position_error`) over those frames that show some; 0 in
         sequences that never do."""
         truth = batch.targets[self.feed_in - 1 :][: self.rollout]
+        found = counts(logits, truth, SEQUENCE)
         errors = position_error(logits, truth, self._scene(batch, self.feed_in, self.rollout))
         return {
             "rollout_cross_entropy": cross_entropy(logits, truth, SEQUENCE).mean(),
-            "rollout_f1": f1(logits, truth, SEQUENCE).mean(),
-            "rollout_balanced_accuracy": balanced_accuracy(logits, truth, SEQUENCE).mean(),
+            "rollout_f1": f1(found).mean(),
+            "rollout_balanced_accuracy": balanced_accuracy(found).mean(),
             "position_error": errors.nanmean(0).nan_to_num(0.0).mean(),
         }
 
@@ -164,7 +164,7 @@ class VideoTask(Task):
         errors = position_error(logits, truth, self._scene(batch, start, len(logits)))
         return {
             "cross_entropy": cross_entropy(logits, truth, FRAME).mean(1),
-            "f1": f1(logits, truth, FRAME).mean(1),
+            "f1": f1(counts(logits, truth, FRAME)).mean(1),
             "position_error": errors.nanmean(1),
         }
 
