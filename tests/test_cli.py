@@ -8,10 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 import rims
 from rims.cli import _shown, main
 from rims.errors import UserError, WorkError
+from rims.tasks import BallsFile
 
 from .tasks.helpers import write_mnist
 
@@ -103,6 +105,11 @@ TRAIN = ["train", "copying", "core:rim"]
         (["eval", "/nowhere"], "/nowhere is no run folder: it does not exist"),
         (["resume", "/nowhere"], "/nowhere is no run folder: it does not exist"),
         (["report", "/nowhere"], "/nowhere is no run folder: it does not exist"),
+        (["generate", "copying", "file"], "unknown task 'copying'; known: balls"),
+        (["generate", "balls", "file", "--task.balls", 44], "balls is 44; expected each possible number of"),
+        (["generate", "balls", "file", "--seed", -1], "seed is -1; expected at least 0"),
+        (["generate", "balls", "file", "--test-sequences", -1], "test sequences are -1; expected at least 0"),
+        (["generate", "balls", "/nowhere/file"], "cannot write /nowhere/file: "),
         (["report"], "report needs the folder of at least one run"),
     ],
 )
@@ -281,6 +288,37 @@ def test_every_task_trains_and_evaluates_from_the_command(capsys, tmp_path, monk
     assert "data folder /nowhere does not exist" in fails(capsys, ["eval", tmp_path / "smnist"])
     main(["eval", str(tmp_path / "adding")])
     assert "0.2500" in capsys.readouterr().out  # chance: 3 addends / 12
+
+
+def test_generate_writes_a_file_that_a_task_reads(capsys, tmp_path):
+    file = tmp_path / "two.h5"
+    sizes = ["--sequences", "5", "--validation-sequences", "3", "--test-sequences", "2"]
+    short = ["--task.length", "6", "--task.feed-in", "2", "--task.rollout", "3"]
+    main(["generate", "balls", str(file), *sizes, "--task.balls", "2", "--task.size", "16", *short])
+    assert capsys.readouterr() == (f"{file}\n", "")
+    assert list(tmp_path.iterdir()) == [file]
+    task = BallsFile(path=str(file), length=6, feed_in=2, rollout=3)
+    task.prepare()
+    assert [task.size(split) for split in ("training", "validation", "test")] == [5, 3, 2]
+    assert task.examples("test", torch.arange(2)).details.radii.shape == (2, 2)
+    assert "two.h5 exists; give another name" in fails(capsys, ["generate", "balls", file])
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_half_file(tmp_path):
+    file = tmp_path / "file"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rims", "generate", "balls", str(file)], stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "file.partial").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "rims: stopped\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_small_errors_are_not_rounded_to_nothing():

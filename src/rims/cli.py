@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union
@@ -23,6 +23,7 @@ try:
     import tyro
     from rich import box
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Column, Table
 except ModuleNotFoundError as missing:
     raise SystemExit("rims: the command needs more than the layer: pip install 'rims[train]'") from missing
@@ -33,7 +34,7 @@ from rims.cores import CORES, CoreConfig, RIMConfig
 from rims.cores.sizes import Match, matched
 from rims.errors import Interrupted, UserError, WorkError
 from rims.nn.fast.memory import keep_freed_memory
-from rims.tasks import TASKS, Task
+from rims.tasks import TASKS, Balls, Task
 from rims.tasks.files import ENVIRONMENT
 from rims.train.config import ModelOptions, RunConfig, TrainingOptions
 from rims.train.folder import Run, write_file
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_names(arguments)
         command: Any = tyro.cli(
-            Train | Resume | Eval | Lesion | Report | Demo | Reproduce | Sweep | Results | Bench,
+            Train | Resume | Eval | Lesion | Report | Demo | Generate | Reproduce | Sweep | Results | Bench,
             prog="rims",
             description="Recurrent Independent Mechanisms. rims COMMAND --help says more.",
             args=_values_first(arguments),
@@ -91,10 +92,11 @@ def _data_dir(folder: Path | None) -> Iterator[None]:
 
 def _check_names(arguments: Sequence[str]) -> None:
     """Refuse an unknown task or core by name, where tyro would call it an unrecognized option."""
-    if not arguments or arguments[0] not in ("train", "sweep"):
+    if not arguments or arguments[0] not in ("train", "sweep", "generate"):
         return
-    if len(arguments) > 1 and not arguments[1].startswith("-") and arguments[1] not in TASKS:
-        raise UserError(f"unknown task {arguments[1]!r}; known: {', '.join(sorted(TASKS))}")
+    tasks = GENERATED if arguments[0] == "generate" else TASKS
+    if len(arguments) > 1 and not arguments[1].startswith("-") and arguments[1] not in tasks:
+        raise UserError(f"unknown task {arguments[1]!r}; known: {', '.join(sorted(tasks))}")
     for name in (argument.removeprefix("core:") for argument in arguments if argument.startswith("core:")):
         if name not in CORES:
             raise UserError(f"unknown core {name!r}; known: {', '.join(sorted(CORES))}")
@@ -131,7 +133,11 @@ def _choice(registry: dict[str, Any], prefix: bool) -> Any:
     return Union[(*choices, Annotated[None, tyro.conf.Suppress])]
 
 
+GENERATED: dict[str, Any] = {Balls.name: Balls}
+"""The tasks whose sequences can be written to a file."""
+
 _Task = _choice(TASKS, prefix=False)
+_Generated = _choice(GENERATED, prefix=False)
 _Core = _choice(CORES, prefix=True)
 _TrainingOptions = _unchecked(TrainingOptions)
 _DataDir = Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")]
@@ -316,6 +322,44 @@ class Demo:
 
 
 @dataclass
+class Generate:
+    """Write a file of sequences for the task balls-file: rims generate balls FILE [OPTIONS]."""
+
+    task: _Generated  # type: ignore[valid-type]
+    """What to write; its training condition, --task.balls."""
+    file: tyro.conf.Positional[Path]
+    """HDF5 file to make."""
+    sequences: int = 50_000
+    """Sequences to learn from."""
+    validation_sequences: int = 10_000
+    """Sequences to validate with."""
+    test_sequences: int = 10_000
+    """Sequences to test with."""
+    seed: int = 0
+    """Decides all sequences."""
+
+    def __call__(self) -> None:
+        counts = {
+            "training": self.sequences,
+            "validation": self.validation_sequences,
+            "test": self.test_sequences,
+        }
+        for split, count in counts.items():
+            if count < 0:
+                raise UserError(f"{split} sequences are {count}; expected at least 0")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; expected at least 0")
+        try:
+            task = Balls(**vars(self.task))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        write = importlib.import_module("rims.tasks.balls_writer").write
+        with _counting(sum(counts.values())) as progress:
+            write(task, self.file, counts, self.seed, progress)
+        print(self.file)
+
+
+@dataclass
 class Reproduce:
     """Run an experiment of the paper, all arms and seeds, and print published beside measured numbers."""
 
@@ -484,6 +528,14 @@ class Bench:
             for row in rows:
                 shown.add_row(*row)
             _print(shown)
+
+
+@contextlib.contextmanager
+def _counting(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal's stderr, nothing elsewhere. Yields what is to be told of how many are done."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        line = bar.add_task("sequences", total=total)
+        yield lambda done: bar.update(line, completed=done)
 
 
 def _train(config: RunConfig, folder: Path, resume: bool) -> None:

@@ -92,7 +92,9 @@ def by_condition(section: Section, metric: str) -> Figure:
     marked. Kinds of conditions stand side by side, unconnected."""
     groups = [group for group in section.groups if group.measured(metric)]
     references = section.referred(metric)
-    figure, axes = _axes(groups, metric, markers=True, references=[*references])
+    figure, axes = _axes(
+        groups, metric, markers=True, references=[*references], joined=not section.task.categorical
+    )
     task, seen = section.task, {c for group in groups for c in group.measured(metric)} | {*section.trained}
     conditions = [c for c in section.conditions if c in seen] if task.categorical else sorted(seen)
     if task.categorical:
@@ -327,16 +329,25 @@ def png(figure: Figure) -> bytes:
 
 
 def _axes(
-    groups: list[Group], metric: str, markers: bool, references: Sequence[str] = ()
+    groups: list[Group],
+    metric: str,
+    markers: bool,
+    references: Sequence[str] = (),
+    joined: bool = True,
 ) -> tuple[Figure, Axes]:
-    """The legend names groups and references."""
+    """The legend names groups, as points that a line joins or not, and references."""
     figure = Figure(figsize=(WIDTH, 3.0))
     axes = figure.add_subplot()
     unit = words.unit(metric)
     axes.set_title(words.title(metric) + (f", {unit}" if unit else ""))
     handles = [
         matplotlib.lines.Line2D(
-            [], [], color=group.colour, marker=group.marker if markers else "", markeredgecolor="white"
+            [],
+            [],
+            color=group.colour,
+            marker=group.marker if markers else "",
+            markeredgecolor="white",
+            linestyle="-" if joined else "",
         )
         for group in groups
     ]

@@ -77,8 +77,11 @@ def _rims(run: video.Rollout, scene: video.Scene, at: str, plots: Plots) -> list
     note = f"· {run.group.label}"
     found = [plots.add(f"rollout_raster_{name}", title, figures.raster(run.active, phases), note)]
     if run.correlation is not None:
-        fed, own = run.correlation[: scene.feed_in].nanmean(), run.correlation[scene.feed_in :].nanmean()
-        note += f" · mean {fed:.2f} while fed, {own:.2f} after"
+        fed, own = (
+            words.MISSING if part.isnan().all() else f"{part.nanmean():.2f}"
+            for part in (run.correlation[: scene.feed_in], run.correlation[scene.feed_in :])
+        )
+        note += f" · mean {fed} while fed, {own} after; RIMs that never change have none"
         title = f"Active where the strip is bright, {at}"
         drawn = figures.correlation(run.correlation, scene.feed_in)
         found.append(plots.add(f"strips_{name}", title, drawn, note))

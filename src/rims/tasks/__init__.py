@@ -2,6 +2,7 @@
 
 from rims.tasks.adding import Adding
 from rims.tasks.balls import Balls
+from rims.tasks.balls_file import BallsFile
 from rims.tasks.base import TASKS, Batch, DatasetTask, Features, Frames, Model, Split, Task, Tokens, register
 from rims.tasks.copying import Copying
 from rims.tasks.digits import Digits
@@ -13,6 +14,7 @@ __all__ = [
     "TASKS",
     "Adding",
     "Balls",
+    "BallsFile",
     "Batch",
     "Copying",
     "DatasetTask",
