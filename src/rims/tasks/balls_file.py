@@ -127,9 +127,9 @@ class BallsFile(VideoTask, DatasetTask):
             frames = torch.from_numpy(_brightness(values, path, split)).permute(0, 1, 4, 2, 3).contiguous()
             if _open(path, os.getpid()).attrs.get("unit") != UNIT:
                 return clips(frames)
-            return clips(frames, self._scene(path, split, rows))
+            return clips(frames, self._balls(path, split, rows))
 
-    def _scene(self, path: Path, split: Split, rows: np.ndarray) -> Scene:
+    def _balls(self, path: Path, split: Split, rows: np.ndarray) -> Scene:
         moving, lasting = ("positions", "velocities"), ("radii", "colours", "curtain")
         parts = [_rows(_field(path, split, name), rows, self.length) for name in moving]
         parts += [_rows(_field(path, split, name), rows) for name in lasting]
