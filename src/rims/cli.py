@@ -141,7 +141,7 @@ _Generated = _choice(GENERATED, prefix=False)
 _Core = _choice(CORES, prefix=True)
 _TrainingOptions = _unchecked(TrainingOptions)
 _DataDir = Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")]
-_plurals = [f"--{name}s" for name in sorted({task.condition_name for task in TASKS.values()})]
+_plurals = sorted({f"--{task.condition_name.removesuffix('s')}s" for task in TASKS.values()})
 
 
 @dataclass
