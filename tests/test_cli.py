@@ -294,7 +294,7 @@ def test_generate_writes_a_file_that_a_task_reads(capsys, tmp_path):
     file = tmp_path / "two.h5"
     sizes = ["--sequences", "5", "--validation-sequences", "3", "--test-sequences", "2"]
     short = ["--task.length", "6", "--task.feed-in", "2", "--task.rollout", "3"]
-    main(["generate", "balls", str(file), *sizes, "--task.balls", "2", "--task.size", "16", *short])
+    main(["generate", "balls", str(file), *sizes, "--task.balls", "2", "--task.side", "16", *short])
     assert capsys.readouterr() == (f"{file}\n", "")
     assert list(tmp_path.iterdir()) == [file]
     task = BallsFile(path=str(file), length=6, feed_in=2, rollout=3)

@@ -23,7 +23,7 @@ COUNTS = {"training": PORTION + 5, "validation": 3, "test": 4}
 def written(tmp_path_factory):
     """A task and its file."""
     path = tmp_path_factory.mktemp("balls") / "some-balls.h5"
-    task = Balls(balls=340, size=24, colours=True, **SHORT)
+    task = Balls(balls=340, side=24, colours=True, **SHORT)
     write(task, path, COUNTS, seed=7)
     return task, path
 
@@ -239,7 +239,7 @@ class Stop(BaseException):
 
 def test_a_file_is_whole_or_absent(tmp_path):
     path = tmp_path / "file"
-    task = Balls(size=16, **SHORT)
+    task = Balls(side=16, **SHORT)
 
     def stop(done):
         assert (tmp_path / "file.partial").exists()

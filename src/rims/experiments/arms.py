@@ -94,6 +94,8 @@ class Experiment:
     metrics: tuple[str, ...]
     """What its tables show, one each; published numbers are of the first."""
     build: Callable[[Scale], Grid]
+    test_sequences: int | None = None
+    """Test sequences a condition; None: all of a data set, and as many as `rims eval` takes of others."""
 
 
 EXPERIMENTS: dict[str, Experiment] = {}

@@ -47,7 +47,7 @@ def reproduce(
     grid = plan(name, scale, only, seeds)
     grid.arms[0].config.task.prepare()  # one download, not one for each process
     runs = seed_by_seed(arm.runs(folder, grid.seeds) for arm in grid.arms)
-    failed = where.run(runs, Evaluation("best"))
+    failed = where.run(runs, Evaluation("best", EXPERIMENTS[name].test_sequences))
     # All arms, run or not: what stands there from an earlier call belongs into the table too.
     whole = plan(name, scale, (), seeds)
     summary = summarise(name, scale, whole, folder, failed)

@@ -86,7 +86,7 @@ def write(
 
 def _fields(task: Balls, scene: Scene, collisions: Tensor) -> dict[str, tuple[bool, np.ndarray]]:
     """The values of each field, and whether sequences, and not frames, are its first axis."""
-    size = (task.size, task.size)
+    size = (task.side, task.side)
     frames = task.render(scene).numpy()
     numbers = owners(
         scene.positions.double().numpy(), scene.radii.double().numpy(), size, scene.curtain.double().numpy()
