@@ -127,12 +127,11 @@ def crops(scale: Scale) -> Grid:
 
 def masking(scale: Scale) -> Grid:
     """E.3, Figures 21 to 25: RIMs of 400 units together, to be removed one by one when they have learned
-    (``rims lesion``, ``rims report``); five frames are fed, 25 predicted."""
-    frames: dict[str, dict[str, Any]] = {
-        "smoke": {"side": 16, "length": 9, "feed_in": 4, "rollout": 5},
-        "small": {"side": 32},
-    }
-    task = MovingDigits(**frames.get(scale, {}))
+    (``rims lesion``, ``rims report``); five frames are fed, 25 predicted. Digits are scikit-learn's, but at
+    the paper's sizes MNIST's."""
+    pictures: dict[str, Any] = sized(scale, {"source": "digits"}, {"source": "digits", "side": 32}, {})
+    frames = FRAMES[scale] if scale == "smoke" else {}
+    task = MovingDigits(**{**frames, **pictures})
     shared = setup(scale, task, 100 * EPOCH)
     arms: list[Arm] = []
     for count, active in ((4, 2), (4, 3), (5, 2), (5, 3), (5, 4)):
