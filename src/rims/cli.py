@@ -494,13 +494,18 @@ class Bench:
     """Also what torch.compile makes of the layer and the cells; takes minutes."""
     cores: bool = False
     """Instead, all cores beside nn.LSTM, at RIM's state size and at its parameters."""
+    data: bool = False
+    """Instead, what making training batches costs beside the updates that they are for."""
     output: Path | None = None
     """File for everything as JSON."""
     markdown: bool = False
     """Print Markdown, as in docs/performance.md."""
 
     def __call__(self) -> None:
-        measurements = importlib.import_module(f"rims.bench.{'cores' if self.cores else 'run'}")
+        if self.cores and self.data:
+            raise UserError("--cores and --data are measurements of their own; give one of the two")
+        what = "cores" if self.cores else "data" if self.data else "run"
+        measurements = importlib.import_module(f"rims.bench.{what}")
         table = importlib.import_module("rims.bench.table")
         versions = importlib.import_module("rims.train.versions").versions
         importlib.import_module("torch").set_num_threads(self.threads)
@@ -508,7 +513,7 @@ class Bench:
         console = Console(stderr=True)
         with console.status("") as status:
             try:
-                if self.cores:
+                if what != "run":
                     result = measurements.bench(self.setting, self.repeats, status.update)
                 else:
                     result = measurements.bench(

@@ -8,11 +8,12 @@ import time
 import pytest
 import torch
 
-from rims.bench import cores, run, table
+from rims.bench import cores, data, run, table
 from rims.bench.arms import ARMS, Setting, layer, make_call
 from rims.bench.measure import matmul_peak, paired, peak_memory
 from rims.cli import main
 from rims.cores import CORES, GRUConfig, LSTMConfig, SLSTMConfig
+from rims.tasks import Balls, Copying
 
 CPU = torch.device("cpu")
 TINY = Setting(steps=4, batch=2, input_size=8, hidden_size=24)
@@ -125,6 +126,22 @@ def test_all_cores_as_json_and_markdown(tmp_path, capsys) -> None:
             assert row["parameters"] == pytest.approx(rim["parameters"], rel=0.05)
         assert f"| {row['core']} | {row['size']} | {row['matched']} | {row['parameters']:,} |" in printed
         assert f"| {1e6 * row['timings']['step']['seconds']:.4g} |" in printed
+
+
+def test_batches_beside_updates(tmp_path, capsys, monkeypatch) -> None:
+    clips = {"length": 4, "feed_in": 2, "rollout": 2}
+    monkeypatch.setattr(data, "TASKS", {"copying": Copying(), "balls: 4": Balls(side=16, **clips)})
+    small = "--setting.batch 2 --setting.hidden-size 4 --setting.input-size 3"
+    file = tmp_path / "data.json"
+    main(["bench", "--data", *small.split(), "--repeats", "2", "--markdown", "--output", str(file)])
+    rows, printed = json.loads(file.read_text())["data"], capsys.readouterr().out
+    for row in rows:
+        assert row["sequences_per_minute"] == pytest.approx(120 / row["timing"]["seconds"])
+        assert f"| {row['task']} | {row['sequences_per_minute']:,.0f} |" in printed
+    assert [row["task"] for row in rows] == ["copying", "balls: 4"]
+    with pytest.raises(SystemExit):
+        main(["bench", "--data", "--cores"])
+    assert "give one of the two" in capsys.readouterr().err
 
 
 def test_cores_that_cannot_be_matched_have_their_default_size(monkeypatch) -> None:

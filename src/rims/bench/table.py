@@ -14,6 +14,10 @@ def tables(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], Cells
     if "cores" in result:
         yield "all cores", CORE_HEADER, [_core_cells(row) for row in result["cores"]]
         return
+    if "data" in result:
+        header = ("", "sequences/min", "batch, ms", "of an update", "quartiles")
+        yield "making batches", header, [_data_cells(row) for row in result["data"]]
+        return
     layers: Cells = [
         (row["name"], f"{row['parameters']:,}", _mebibytes(row["memory"])) for row in result["layers"]
     ]
@@ -35,6 +39,17 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{timing['ratio_low']:.2f}-{timing['ratio_high']:.2f}",
         f"{row['tokens_per_second']:,.0f}",
         "" if row["peak_fraction"] is None else f"{100 * row['peak_fraction']:.0f} %",
+    )
+
+
+def _data_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    timing = row["timing"]
+    return (
+        row["task"],
+        f"{row['sequences_per_minute']:,.0f}",
+        f"{1e3 * timing['seconds']:.4g}",
+        f"{timing['ratio']:.4f}",
+        f"{timing['ratio_low']:.4f}-{timing['ratio_high']:.4f}",
     )
 
 
@@ -98,6 +113,12 @@ def about(result: dict[str, Any]) -> str:
                 f"{result['setting']['hidden_size']} units.",
                 *(f"{text}." for text in result["unmatched"]),
             ]
+        )
+    if "data" in result:
+        return (
+            f"{where}Batches of {result['setting']['batch']}; medians of up to {result['repeats']} rounds, "
+            "ratios per round to forward and backward of an LSTM of "
+            f"{result['setting']['hidden_size']} units."
         )
     worst = ", ".join(f"{name} {value:.1e}" for name, value in result["errors"].items())
     return (
