@@ -11,10 +11,10 @@ from torch import Tensor
 from rims.analysis import (
     Trace,
     activity,
+    activity_by_kind,
     coactivation,
     switching_rate,
     usage,
-    usage_by_kind,
     usage_by_phase,
 )
 
@@ -56,17 +56,18 @@ def test_usage_is_the_fraction_of_steps(trace: Recorded) -> None:
         assert result[k] == pytest.approx(count / (T * B))
 
 
-def test_usage_by_kind_counts_the_kinds_rows(trace: Recorded) -> None:
+def test_activity_by_kind_counts_the_kinds_rows(trace: Recorded) -> None:
     kinds = {"a": [True, False, True], "b": [False, True, False], "none": [False] * B}
-    result = usage_by_kind(trace, {name: torch.tensor(rows) for name, rows in kinds.items()})
+    result = activity_by_kind(trace, {name: torch.tensor(rows) for name, rows in kinds.items()})
     for name in ("a", "b"):
         rows = [b for b in range(B) if kinds[name][b]]
-        for k in range(K):
-            count = sum(bool(trace.active[t, b, k]) for t in range(T) for b in rows)
-            assert result[name][k] == pytest.approx(count / (T * len(rows)))
+        for t in range(T):
+            for k in range(K):
+                count = sum(bool(trace.active[t, b, k]) for b in rows)
+                assert result[name][t, k] == pytest.approx(count / len(rows))
     assert result["none"].isnan().all()
     with pytest.raises(ValueError, match=r"kind 'a' is of \(2,\) rows; expected \(3,\)"):
-        usage_by_kind(trace, {"a": torch.tensor([True, False])})
+        activity_by_kind(trace, {"a": torch.tensor([True, False])})
 
 
 def test_usage_by_phase_counts_within_the_span(trace: Recorded) -> None:

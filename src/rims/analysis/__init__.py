@@ -5,22 +5,22 @@ from rims.analysis.location import location_correlation
 from rims.analysis.usage import (
     Trace,
     activity,
+    activity_by_kind,
     coactivation,
     switching_rate,
     usage,
-    usage_by_kind,
     usage_by_phase,
 )
 
 __all__ = [
     "Trace",
     "activity",
+    "activity_by_kind",
     "coactivation",
     "lesions",
     "location_correlation",
     "removed",
     "switching_rate",
     "usage",
-    "usage_by_kind",
     "usage_by_phase",
 ]

@@ -59,9 +59,11 @@ def usage_by_phase(trace: Trace, phases: Mapping[str, tuple[int, int]]) -> dict[
     return {name: active[start:stop].double().mean((0, 1)) for name, (start, stop) in phases.items()}
 
 
-def usage_by_kind(trace: Trace, kinds: Mapping[str, Bool[Tensor, " B"]]) -> dict[str, Float[Tensor, " K"]]:
-    """:func:`usage` over the rows of each named kind, as ``Task.kinds()`` gives them; NaN for a kind that no
-    row is of.
+def activity_by_kind(
+    trace: Trace, kinds: Mapping[str, Bool[Tensor, " B"]]
+) -> dict[str, Float[Tensor, "T K"]]:
+    """:func:`activity` over the rows of each named kind, such as a class, as ``Task.kinds()`` gives them; NaN
+    for a kind that no row is of. Its mean over time is the kind's usage.
 
     Raises ValueError for rows of another number than the trace has.
     """
@@ -71,7 +73,7 @@ def usage_by_kind(trace: Trace, kinds: Mapping[str, Bool[Tensor, " B"]]) -> dict
             raise ValueError(
                 f"kind {name!r} is of {tuple(rows.shape)} rows; expected ({active.shape[1]},) as in the trace"
             )
-    return {name: active[:, rows].double().mean((0, 1)) for name, rows in kinds.items()}
+    return {name: active[:, rows].double().mean(1) for name, rows in kinds.items()}
 
 
 def switching_rate(trace: Trace) -> Float[Tensor, " K"]:

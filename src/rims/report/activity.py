@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rims.analysis import Trace, activity, switching_rate, usage, usage_by_kind, usage_by_phase
+from rims.analysis import Trace, activity, activity_by_kind, switching_rate, usage, usage_by_phase
 from rims.errors import UserError
 from rims.models import SequenceModel
 from rims.report.results import Result
@@ -35,7 +35,7 @@ class Activity:
     by_phase: dict[str, Tensor]
     """``[K]`` each: the fraction of a phase's steps."""
     by_kind: dict[str, Tensor]
-    """``[K]`` each: the fraction of the steps of a kind of sequences, such as a class."""
+    """``[T, K]`` each: the mean over a kind of sequences, such as a class."""
     switching: Tensor
     """``[K]``: switches per step."""
 
@@ -107,6 +107,6 @@ def _observe(result: Result, model: SequenceModel, device: torch.device, conditi
         activity(trace).cpu(),
         usage(trace).cpu(),
         {name: values.cpu() for name, values in usage_by_phase(trace, phases).items()},
-        {name: values.cpu() for name, values in usage_by_kind(trace, kinds).items()},
+        {name: values.cpu() for name, values in activity_by_kind(trace, kinds).items()},
         switching_rate(trace).cpu() if len(trace.active) > 1 else torch.zeros(trace.active.shape[2]),
     )

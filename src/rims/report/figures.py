@@ -284,19 +284,46 @@ def mean_activity(activity: Activity) -> Figure:
     """Many sequences: a row a RIM, white where it is never active and black where always; phases below."""
     steps = len(activity.mean)
     figure, axes = _rims_axes(steps, activity.num_rims)
+    _shade(axes, activity.mean, 2.5)
+    _phases(axes, activity.phases, steps)
+    return figure
+
+
+@styled
+def activity_by_kind(activity: Activity) -> Figure:
+    """The same for each kind of sequences, in two columns: a row a RIM, the first above."""
+    kinds, columns = activity.by_kind, 2
+    rows = math.ceil(len(kinds) / columns)
+    figure = Figure(figsize=(WIDTH, 0.4 + rows * (0.3 + 0.09 * activity.num_rims)))
+    every = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for axes in every:
+        axes.grid(False)
+        axes.set_yticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="x", length=0)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+    for axes, (name, mean) in zip(every, kinds.items()):
+        _shade(axes, mean, 0.8)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    for axes in every[len(kinds) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _shade(axes: Axes, mean: Tensor, gap: float) -> None:
+    """``mean [T, K]`` as shades, 0 white and 1 black, with white lines between the RIMs."""
+    steps, rims = mean.shape
     axes.imshow(
-        activity.mean.T.numpy(),
+        mean.T.numpy(),
         cmap="Greys",
         vmin=0,
         vmax=1,
         aspect="auto",
         interpolation="none",
-        extent=(0, steps, activity.num_rims - 0.5, -0.5),
+        extent=(0, steps, rims - 0.5, -0.5),
     )
-    for rim in range(1, activity.num_rims):
-        axes.axhline(rim - 0.5, color="white", linewidth=2.5)
-    _phases(axes, activity.phases, steps)
-    return figure
+    for rim in range(1, rims):
+        axes.axhline(rim - 0.5, color="white", linewidth=gap)
 
 
 def svg_file(figure: Figure) -> bytes:

@@ -229,16 +229,20 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
         one = plots.add(f"raster_{name}", f"One sequence, {at}", drawn, note)
         many = f"Mean of {activity.SEQUENCES} sequences, {at}"
         mean = plots.add(f"mean_activity_{name}", many, figures.mean_activity(seen), note)
+        several = []
+        if seen.by_kind:
+            title = f"The same by class, {at}"
+            several.append(plots.add(f"activity_by_kind_{name}", title, figures.activity_by_kind(seen), note))
         rims = [
             {
                 "phases": [float(values[rim]) for values in seen.by_phase.values()],
-                "kinds": [float(values[rim]) for values in seen.by_kind.values()],
+                "kinds": [float(values[:, rim].mean()) for values in seen.by_kind.values()],
                 "usage": float(seen.usage[rim]),
                 "switching": float(seen.switching[rim]),
             }
             for rim in range(seen.num_rims)
         ]
-        shown["plots"].append((one, mean))
+        shown["plots"].append((one, mean, several))
         shown["tables"].append(
             {"at": at, "phases": list(seen.phases), "kinds": list(seen.by_kind), "rims": rims}
         )
