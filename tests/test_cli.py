@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import rims
-from rims.cli import _shown, main
+from rims.cli import main
+from rims.cli.tables import number
 from rims.errors import UserError, WorkError
 from rims.tasks import BallsFile
 
@@ -227,7 +228,7 @@ def test_match_stores_the_size_that_it_found(capsys, tmp_path):
 
 def test_match_is_to_the_default_rim(tmp_path, monkeypatch):
     configs = []
-    monkeypatch.setattr("rims.cli._train", lambda config, folder, resume: configs.append(config))
+    monkeypatch.setattr("rims.cli.runs.train_in", lambda config, folder, resume: configs.append(config))
     for core, match in (("lstm", "params"), ("gru", "state"), ("rim", "params")):
         main(["train", "copying", f"core:{core}", "--match", match, "--run", str(tmp_path / core)])
     assert [config.core.hidden_size for config in configs] == [428, 1200, 600]
@@ -322,7 +323,7 @@ def test_ctrl_c_leaves_no_half_file(tmp_path):
 
 
 def test_small_errors_are_not_rounded_to_nothing():
-    assert [_shown(value) for value in (2.0794, 0.0, 0.01, 0.00023456, -0.5)] == [
+    assert [number(value) for value in (2.0794, 0.0, 0.01, 0.00023456, -0.5)] == [
         "2.0794",
         "0.0000",
         "0.0100",

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "vision": {"tasks", "nn"},
     "models": {"vision", "cores", "tasks", "nn"},
     "analysis": {"nn"},
-    "bench": {"nn", "cores"},
+    "bench": {"models", "tasks", "cores", "nn"},
     "train": {"models", "cores", "tasks", "nn", "errors"},
     "experiments": {"report", "train", "models", "cores", "tasks", "nn", "errors"},
     "report": {"train", "analysis", "models", "vision", "cores", "tasks", "nn", "errors"},

@@ -14,7 +14,6 @@ from rims.bench.measure import Timing
 from rims.cores import LSTMConfig
 from rims.models import SequenceModel
 from rims.tasks import Adding, Balls, Copying, MovingDigits, Task
-from rims.train.data import training_batch
 
 TASKS: dict[str, Task] = {
     "copying": Copying(),
@@ -51,11 +50,11 @@ def compare(task: Task, setting: Setting, repeats: int) -> Timing:
     """Time a batch of the task, always a new one, against forward and backward of an LSTM on one."""
     torch.manual_seed(0)
     model = SequenceModel(task, LSTMConfig(hidden_size=setting.hidden_size), setting.input_size)
-    batch = training_batch(task, setting.batch, 0, 0)
-    updates = iter(range(10**9))
+    generator = torch.Generator().manual_seed(0)
+    batch = task.batch(setting.batch, generator)
 
     def update() -> None:
         outputs, _ = model(batch.inputs)
         task.loss(outputs, batch).backward()
 
-    return pair(lambda: training_batch(task, setting.batch, 0, next(updates)), update, setting, repeats)
+    return pair(lambda: task.batch(setting.batch, generator), update, setting, repeats)

@@ -1,0 +1,40 @@
+"""Tables in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from rims.tasks import Task
+
+
+def chance(task: Task, metric: str) -> str:
+    level = task.chance().get(metric)
+    return "" if level is None else number(level)
+
+
+def spaced(metrics: Iterable[str]) -> list[str]:
+    """Names that a narrow table can fold."""
+    return [name.replace("_", " ") for name in metrics]
+
+
+def number(value: float) -> str:
+    return f"{value:.4f}" if not 0 < abs(value) < 0.01 else f"{value:.2e}"
+
+
+def plain(header: list[str], rows: list[list[str]]) -> Table:
+    """A table without a frame, for many columns."""
+    columns = [Column(header[0], no_wrap=True), *(Column(name, justify="right") for name in header[1:])]
+    table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_table(table: Table) -> None:
+    console = Console()
+    # Into a file or a pipe, a table is never folded to the width that some terminal has.
+    console.print(table, width=None if console.is_terminal else 200)
