@@ -105,7 +105,7 @@ class JoinedStream(TrainingStream):
         for update in range(self.start, 10**9):
             ranks = self.ranks_joined
             parts = [
-                training_batch(self.task, self.batch_size // ranks, self.seed, update, rank, ranks)
+                training_batch(self.task, self.batch_size // ranks, self.seed, update, rank, ranks)[:2]
                 for rank in range(ranks)
             ]
             yield Batch(*(torch.cat(part, 1 if part[0].dim() > 1 else 0) for part in zip(*parts)))

@@ -37,7 +37,7 @@ class Reproduce:
     """Run an experiment of the paper, all arms and seeds, and print published beside measured numbers."""
 
     name: tyro.conf.Positional[str]
-    """copying, copying-ablations, adding, smnist, scifar or digits."""
+    """copying, copying-ablations, adding, smnist, scifar, digits, balls, balls-ood, crops or masking."""
     scale: Literal["smoke", "small", "short", "paper"] = "small"
     """smoke: seconds, to see that all works; small: hours on two CPU cores; short: the paper's sizes for as
     many updates as small; paper: its sizes and updates."""
