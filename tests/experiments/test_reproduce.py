@@ -222,6 +222,10 @@ def test_a_table_has_labels_and_references() -> None:
     header, rows = summaries.table(summary, "rollout_f1")
     assert header[2:5] == ["balls 4", "balls 6-8", "balls 4, curtain"]
     assert rows[0] == [
-        "rim", "0.500 / 0.400 (at 4 / 6-8)", "0.100", "0.200", "0.300", "", "1", "1", "1", "1 s"
+        "rim", "0.500 / 0.400 (at 4 / 6-8)", "0.100", "0.200", "0.300", "1", "1", "1", "1 s"
     ]  # fmt: skip
     assert rows[1][:5] == ["last frame", "", "0.050", "0.010", "–"]
+    summary["arms"][0]["published"] = {}
+    header, rows = summaries.table(summary, "rollout_f1")
+    assert header[:2] == ["arm", "balls 4"]
+    assert rows[0][:2] == ["rim", "0.100"]

@@ -127,17 +127,21 @@ def label(summary: dict[str, Any], condition: int | str) -> str:
     return str(summary["labels"].get(str(condition), condition))
 
 
+RULE = "paper's rule"
 COSTS = ("seeds", "parameters", "updates", "time")
 """The last columns of a table."""
+
+OPTIONAL = ("published", RULE)
+"""Columns that not every experiment has."""
 
 
 def table(summary: dict[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows, of the arms that have run: what ``metric`` is at each condition; with the first metric
-    also published numbers, the paper's rule, and :data:`COSTS`."""
+    also published numbers and the paper's rule, where there are any, and :data:`COSTS`."""
     columns, first = conditions(summary), metric == summary["metrics"][0]
     header = ["arm", *(f"{summary['condition']} {label(summary, c)}" for c in columns)]
     if first:
-        header = [*header[:1], "published", *header[1:], "paper's rule", *COSTS]
+        header = [*header[:1], "published", *header[1:], RULE, *COSTS]
     rows = []
     for arm in summary["arms"]:
         runs = arm["runs"]
@@ -166,7 +170,8 @@ def table(summary: dict[str, Any], metric: str) -> tuple[list[str], list[list[st
         if any(value is not None for value in values):
             cells = [words.MISSING if v is None else words.value(metric, v) for v in values]
             rows.append([name, *cells] if not first else [name, "", *cells, "", *[""] * len(COSTS)])
-    return header, rows
+    kept = [i for i, name in enumerate(header) if name not in OPTIONAL or any(row[i] for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def title(summary: dict[str, Any], metric: str) -> str:
@@ -180,9 +185,13 @@ def notes(summary: dict[str, Any]) -> list[str]:
     """What the reader must know."""
     lines = [
         "Mean and 95 % interval over seeds of fresh test sequences, at the checkpoint of the lowest "
-        "validation loss under the training condition. The paper's rule: for each condition the best "
-        "validation at that condition, which is out-of-distribution selection; mean over seeds."
+        "validation loss under the training condition."
     ]
+    if RULE in table(summary, summary["metrics"][0])[0]:
+        lines[0] += (
+            " The paper's rule: for each condition the best validation at that condition, which is "
+            "out-of-distribution selection; mean over seeds."
+        )
     if any(arm["published"] for arm in summary["arms"]) and summary["scale"] != "paper":
         lines.append(
             "Published numbers are of the paper's sizes, sequences and updates, not of this scale's."
@@ -222,7 +231,7 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
             first = metric == summary["metrics"][0]
             lines += [f"{'#' * (3 - first)} {title(summary, metric)}", ""]
             lines += [provenance(summary), ""] * first
-            text = 1 + first  # columns of words
+            text = 1 + ("published" in header)  # columns of words
             lines += ["| " + " | ".join(header) + " |", "|" + "---|" * text + "---:|" * (len(header) - text)]
             lines += ["| " + " | ".join(row) + " |" for row in rows]
             lines += ["", *[f"{note}\n" for note in notes(summary)] * first]
