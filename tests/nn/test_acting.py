@@ -19,6 +19,8 @@ import rims.nn.fast.single as single
 from rims import RIM
 from rims.nn.selection import select_active
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 INPUT, SIZE = 5, 4
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 

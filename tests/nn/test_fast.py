@@ -19,6 +19,8 @@ from rims.nn.sequence import How, run_cell
 INPUT, RIMS, SIZE = 5, 5, 4
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 options = st.fixed_dictionaries(
     {
         "cell": st.sampled_from(["lstm", "gru"]),
@@ -163,6 +165,9 @@ class Ranking:
 @given(options, calls)
 def test_equal_in_float32(options: dict[str, Any], call: dict[str, Any]) -> None:
     """Where float32 can decide a ranking at all: penalties nearer than 1e-6 may be ranked either way."""
+    removed = len(call["disabled"] or ())
+    # A competition's only winner gets all: what float32 says of the gradient of its scores is rounding alone.
+    assume(options["selection"] == "null" or min(options["num_active"], RIMS - removed) > 1)
     torch.manual_seed(call["seed"])
     reference, fast = build(torch.float32, options)
     x, state, given = arguments(torch.float32, reference, call)

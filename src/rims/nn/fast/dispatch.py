@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
-from rims.nn.fast import gpu
+from rims.nn.fast import gpu, single
+from rims.nn.fast.native import step as native
 from rims.nn.fast.passes import Plan, Weights
 from rims.nn.fast.sequence import run
-from rims.nn.fast.single import applies, single_step
 from rims.nn.fast.stages import Chooser
 from rims.nn.sequence import PLAIN, How
 from rims.nn.trace import Trace
@@ -62,16 +63,21 @@ def run_sequence(
     if (
         not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or how.return_trace)
         and how.valid is None
-        and applies(cell, x)
+        and (step := single_step_of(cell, x)) is not None
     ):
         if (fresh := how.fresh) is not None:
             h, c = (part.masked_fill(fresh[0, :, None], 0.0) for part in (h, c))
-        h, c = single_step(cell, x[0], h, c, how.disabled)
+        h, c = step(cell, x[0], h, c, how.disabled)
         return h[None], h.clone(), c, None
     plan, x = prepare(cell, x, how)
     with torch.autocast(x.device.type, enabled=False):
         y, h_last, c_last, trace = run(plan, weights_of(cell), x, h, c)
     return *finish(plan, y, h_last, c_last, c), trace
+
+
+def single_step_of(cell: RIMCell, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What covers ``x`` as one step of an agent that acts: compiled, or else torch operations."""
+    return next((way.single_step for way in (native, single) if way.applies(cell, x)), None)
 
 
 def prepare(cell: RIMCell, x: Tensor, how: How) -> tuple[Plan, Tensor]:

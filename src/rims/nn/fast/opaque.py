@@ -24,7 +24,7 @@ from torch import Tensor
 from rims.nn.cell import RIMCell
 from rims.nn.fast.dispatch import finish, obstacle, prepare, weights_of
 from rims.nn.fast.passes import Plan, Weights
-from rims.nn.fast.sequence import SequenceFunction, run
+from rims.nn.fast.sequence import function_of, run
 from rims.nn.fast.stages import Chooser
 from rims.nn.sequence import PLAIN, How
 from rims.nn.trace import Trace
@@ -141,8 +141,8 @@ def sequence(
     number = next(numbers)
     handle = torch.tensor(number)
     if keep:
-        context = Context()
-        y, h_last, c_last, *_ = SequenceFunction.forward(context, plan, x, h, c, *tensors[:count])
+        context = Context(function=function_of(plan, x))
+        y, h_last, c_last, *_ = context.function.forward(context, plan, x, h, c, *tensors[:count])
         KEPT[number] = context
         weakref.finalize(handle, KEPT.pop, number, None)
     else:
@@ -151,7 +151,7 @@ def sequence(
 
 
 class Context(SimpleNamespace):
-    """What autograd would give :class:`SequenceFunction` to keep things in."""
+    """What autograd would give ``function`` to keep things in."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         self.saved_tensors = tensors
@@ -189,7 +189,7 @@ def sequence_backward(
     there = [True, True, True, *present[: len(fields(Weights))]]
     wanted = iter(needed)
     context.needs_input_grad = [False, *(next(wanted) if given else False for given in there)]
-    _, *found = SequenceFunction.backward(context, dy, dh, dc, None, None, None)
+    _, *found = context.function.backward(context, dy, dh, dc, None, None, None)
     gradients = [g for g, given in zip(found, there) if given]
     result, seen = [], set()
     for gradient, tensor, want in zip(gradients, inputs, needed):

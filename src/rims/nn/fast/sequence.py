@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from rims.nn.fast.backward import Backward
 from rims.nn.fast.forward import Forward
+from rims.nn.fast.native import function as native
 from rims.nn.fast.passes import Input, Plan, Weights
 from rims.nn.fast.rows import cut
 from rims.nn.trace import Trace
@@ -92,6 +93,11 @@ def stack_traces(traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]])
     return Trace(active, *attention)
 
 
+def function_of(plan: Plan, x: Tensor) -> type[torch.autograd.Function]:
+    """The sequence as a function: compiled, where that is covered and there is a compiler."""
+    return native.NativeFunction if native.covers(plan, x) else SequenceFunction
+
+
 def run(
     plan: Plan, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Trace | None]:
@@ -99,8 +105,10 @@ def run(
     and c, and the trace."""
     tensors = weights.tensors()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *tensors)):
-        states, h, c, *traces = SequenceFunction.apply(plan, x, h0, c0, *tensors)
+        states, h, c, *traces = function_of(plan, x).apply(plan, x, h0, c0, *tensors)
         return states, h, c, None if traces[0] is None else Trace(*traces)
+    if native.covers(plan, x):
+        return native.run(plan, weights, x, h0, c0)
     forward = Forward(plan, weights, x, h0, keep=False)
     states, h, c, _ = forward.run(x, h0, c0)
     return states, h, c, stack_traces(forward.traces)

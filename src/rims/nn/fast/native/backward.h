@@ -8,8 +8,8 @@ typedef struct {
 
 static void NAME(pile)(NAME(Pile) * pile, char **at, int64_t *total, int64_t in, int64_t out, int64_t most) {
   pile->in = in, pile->out = out, pile->most = most, pile->count = 0;
-  pile->left = NAME(take)(at, total, NAME(pile_size)(in, out, most) * sizeof(REAL));
-  pile->right = pile->left + most * ((in + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS);
+  pile->left = NAME(take)(at, total, most * in * sizeof(REAL));
+  pile->right = NAME(take)(at, total, (most * out + PANEL) * sizeof(REAL));
   pile->gradient = NAME(take)(at, total, in * sizeof(REAL *));
 }
 
@@ -19,7 +19,7 @@ static void NAME(aim)(NAME(Pile) * pile, int64_t from, void *gradient, int64_t k
 }
 
 typedef struct {
-  REAL *d_out, *d_heard, *d_query, *d_told, *d_write, *d_sums, *d_state, *d_read, *d_asks, *scores;
+  REAL *d_out, *d_heard, *d_query, *d_told, *d_write, *d_sums, *d_state, *d_read, *d_asks, *read, *scores;
   NAME(Piles) * rims;
   NAME(Pile) out;
 } NAME(Gradients);
@@ -55,9 +55,10 @@ static void NAME(communicate_backward)(const Sequence *s, NAME(Work) * w, NAME(G
   n = 0;
   for (int64_t p = 0; p < w->num_present; p++)
     for (int64_t a = 0; a < A; a++, n++) {
-      const int64_t b = w->present[p], slot = (row + b) * A + a;
+      const int64_t b = w->present[p], slot = (row + b) * A + a, k = ((const int32_t *)s->active)[slot];
       NAME(listen_backward)(s->comm_heads, s->comm_key_size, s->comm_value_size, K, ROW(queries, slot, w->queries),
                             ROW(told, (row + b) * K, w->told), ROW(weights, slot, s->comm_heads * K), g->d_heard + n * w->heard,
+                            s->communication_grad ? ROW(communication_grad, (row + b) * s->comm_heads * K + k, K) : 0, K * K,
                             g->d_query + ((b - s->first) * A + a) * w->queries, g->d_told + (b - s->first) * K * w->told,
                             g->scores);
     }
@@ -77,6 +78,37 @@ static void NAME(communicate_backward)(const Sequence *s, NAME(Work) * w, NAME(G
     }
     NAME(multiply)(s, w, count, w->queries, s->query_weight, k, D, w->y, 0, 1);
   }
+}
+
+/* What a trace's gradient says of the attention of RIM k on the input, the null slot's taken off. */
+INLINE REAL NAME(traced)(const Sequence *s, int64_t row, int64_t head, int64_t k) {
+  if (!s->attention_grad) return 0;
+  const REAL *pair = ROW(attention_grad, (row * s->heads + head) * s->rims + k, 2);
+  return pair[1] - pair[0];
+}
+
+/* The same of RIM k where it is not active: nothing else depends on that. */
+static void NAME(traced_backward)(const Sequence *s, NAME(Work) * w, NAME(Gradients) * g, int64_t t, int64_t row, int64_t k) {
+  const int64_t K = s->rims, D = s->rim_size, H = s->heads, E = s->key_size;
+  int64_t n = 0;
+  for (int64_t p = 0; p < w->num_present; p++) {
+    const int64_t b = w->present[p], from = NAME(source)(s, t, b, k);
+    if (w->place[(b - s->first) * K + k] >= 0) continue;
+    const REAL *asks = ROW(asks, (row + b) * K + k, w->keys), *keys = ROW(keys, from, w->keys);
+    REAL *d_asks = g->d_asks + n * w->keys, *d_keys = ROW(d_keys, from, w->keys);
+    for (int64_t head = 0; head < H; head++) {
+      const REAL weight = ROW(all_attention, (row + b) * K + k, H)[head];
+      const REAL d_score = NAME(traced)(s, row + b, head, k) * weight * (1 - weight);
+      for (int64_t e = head * E; e < (head + 1) * E; e++) {
+        d_asks[e] = d_score * keys[e];
+        d_keys[e] += d_score * asks[e];
+      }
+    }
+    NAME(collect)(&g->rims[k].ask, w->before[b - s->first] + k * D, D, 0, d_asks);
+    w->x[n] = d_asks;
+    w->y[n++] = ROW(dh, b, K * D) + k * D;
+  }
+  NAME(multiply)(s, w, n, w->keys, s->ask_weight, k, D, w->y, 0, 1);
 }
 
 /* Through RIM k's dynamics and what it read. */
@@ -111,14 +143,15 @@ static void NAME(move_backward)(const Sequence *s, NAME(Work) * w, NAME(Gradient
     const int64_t b = slots[j] / A, from = NAME(source)(s, t, b, k);
     const uint8_t *kept = s->input_keep ? (const uint8_t *)s->input_keep + ((t * s->batch + b) * K + k) * w->read : 0;
     const REAL *values = ROW(values, from, w->read), *before = w->before[b - s->first] + k * D;
-    REAL *d_read = w->z[j], *read = w->space, *d_values = ROW(d_values, from, w->read);
+    REAL *d_read = w->z[j], *read = g->read, *d_values = ROW(d_values, from, w->read);
     if (kept) NAME(drop)(d_read, kept, s->input_scale, w->read);
     if (s->attend) {
       const REAL *asks = ROW(asks, (row + b) * K + k, w->keys), *keys = ROW(keys, from, w->keys);
       REAL *d_asks = g->d_asks + j * w->keys, *d_keys = ROW(d_keys, from, w->keys);
       for (int64_t head = 0; head < H; head++) {
         const REAL weight = ROW(attention, row * A + slots[j], H)[head];
-        const REAL d_score = NAME(dot)(d_read + head * V, values + head * V, V) * weight * (1 - weight);
+        const REAL d_weight = NAME(dot)(d_read + head * V, values + head * V, V) + NAME(traced)(s, row + b, head, k);
+        const REAL d_score = d_weight * weight * (1 - weight);
         for (int64_t v = head * V; v < (head + 1) * V; v++) {
           read[v] = weight * values[v];
           d_values[v] += weight * d_read[v];
@@ -158,6 +191,7 @@ EXPORT int64_t NAME(backward)(const Sequence *s) {
     g.d_state = NAME(take)(&at, &total, (s->gru ? rows * w.gates : 0) * sizeof(REAL));
     g.d_read = NAME(take)(&at, &total, rows * w.read * sizeof(REAL));
     g.d_asks = NAME(take)(&at, &total, rows * w.keys * sizeof(REAL));
+    g.read = NAME(take)(&at, &total, w.read * sizeof(REAL));
     g.scores = NAME(take)(&at, &total, K * sizeof(REAL));
     g.rims = NAME(take)(&at, &total, K * sizeof(NAME(Piles)));
     NAME(Piles) none, *piles;
@@ -178,7 +212,6 @@ EXPORT int64_t NAME(backward)(const Sequence *s) {
     NAME(pile)(&g.out, &at, &total, s->communicate ? D : 0, w.heard, most);
     if (memory) break;
     if (!(memory = aligned_alloc(64, total))) return 1;
-    memset(memory, 0, total);
     total = 0;
   }
   if (s->communicate) NAME(aim)(&g.out, 0, s->d_out, 0, D);
@@ -190,7 +223,10 @@ EXPORT int64_t NAME(backward)(const Sequence *s) {
     if (s->dy)
       NAME(add_scaled)(ROW(dh, s->first, K * D), 1, ROW(dy, row + s->first, K * D), rows * K * D);
     if (s->communicate) NAME(communicate_backward)(s, &w, &g, t, row);
-    for (int64_t k = 0; k < K; k++) NAME(move_backward)(s, &w, &g, t, row, k);
+    for (int64_t k = 0; k < K; k++) {
+      NAME(move_backward)(s, &w, &g, t, row, k);
+      if (s->attend && s->attention_grad) NAME(traced_backward)(s, &w, &g, t, row, k);
+    }
     for (int64_t b = s->first; b < s->last; b++)
       if (w.before[b - s->first] == w.zero) {
         memset(ROW(dh, b, K * D), 0, K * D * sizeof(REAL));

@@ -1,10 +1,9 @@
-"""The compiled passes as a library: built by the machine's C compiler at first use, for its processor, and kept in
-the user's cache.
+"""The compiled passes as a library: built by the machine's C compiler at first use, for its processor, and
+kept in the user's cache.
 
-As a built file for every system, processor and Python would be much to keep, and torch.compile needs a compiler too,
-the source is what is shipped. Without a compiler, or where anything else goes wrong, there is no library, and the same
-passes run as torch operations.
-"""
+As a built file for every system, processor and Python would be much to keep, and torch.compile needs a
+compiler too, the source is what is shipped. Without a compiler, or where anything else goes wrong, there is
+no library, and the same passes run as torch operations."""
 
 from __future__ import annotations
 
@@ -23,38 +22,55 @@ from rims.nn.fast.native.layout import Sequence, declaration
 
 HERE = Path(__file__).parent
 FLAGS = (
-    *("-O3", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden"),
+    *("-O2", "-ftree-vectorize", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden"),
     # No sum is reordered and NaN stays NaN; errno and exceptions of floating point are nobody's business.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 TIMEOUT_SECONDS = 300
 
 
-@cache
+ENGINES = ("compiled", "torch")
+
+
 def library() -> ctypes.CDLL | None:
-    """The compiled passes; None where they cannot be had, or RIMS_CPU=torch asks for none."""
-    if os.environ.get("RIMS_CPU") == "torch":
+    """The compiled passes, or None where they cannot be had. The environment variable RIMS_CPU names an
+    engine for measuring: "torch" asks for none, "compiled" raises RuntimeError where there is none."""
+    wanted = os.environ.get("RIMS_CPU") or None
+    if wanted is not None and wanted not in ENGINES:
+        raise ValueError(f"RIMS_CPU is {wanted!r}; expected one of {', '.join(ENGINES)}")
+    if wanted == "torch":
         return None
+    loaded, why_not = load()
+    if wanted == "compiled" and loaded is None:
+        raise RuntimeError(f"RIMS_CPU is 'compiled', but there are no compiled passes: {why_not}")
+    return loaded
+
+
+@cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None or platform.system() == "Windows":
-        return None
+        return None, f"no C compiler on {platform.system()}"
     try:
         loaded = ctypes.CDLL(str(built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        logging.getLogger(__name__).info("no compiled passes, torch operations instead: %s", detail)
-        return None
+        reason = f"{error}: {getattr(error, 'stderr', None) or ''}"
+        logging.getLogger(__name__).info("torch operations instead of compiled passes: %s", reason)
+        return None, reason
     for name in ("forward_f32", "forward_f64", "backward_f32", "backward_f64"):
         call = getattr(loaded, name)
         call.argtypes, call.restype = [ctypes.POINTER(Sequence)], ctypes.c_int64
-    return loaded if loaded.size_of_sequence() == ctypes.sizeof(Sequence) else None
+    return loaded, ""
 
 
 def built(compiler: str) -> Path:
-    """The library's file, compiled unless this source was already, by this compiler and on such a processor. Raises
-    OSError or subprocess.SubprocessError when that fails."""
+    """The library's file, compiled unless this source was already, by this compiler and on such a processor.
+    Raises OSError or subprocess.SubprocessError when that fails."""
     sources = {path.name: path.read_bytes() for path in sorted(HERE.glob("*.[ch]"))}
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT_SECONDS).stdout
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT_SECONDS
+    ).stdout
     known = [declaration().encode(), *sources.values(), " ".join(FLAGS).encode(), version, processor()]
     name = f"passes-{hashlib.sha256(b'|'.join(known)).hexdigest()[:16]}.so"
     folder = cache_folder()

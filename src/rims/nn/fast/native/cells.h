@@ -89,10 +89,11 @@ static void NAME(listen)(int64_t heads, int64_t E, int64_t V, int64_t count, con
   }
 }
 
-/* From the gradient of heard to that of the query, written, and of keys and values, added to d_told; `space` for
-   `count` numbers. */
+/* From the gradient of heard, and of the weights themselves [heads] `step` apart (or none), to that of the query, written,
+   and of keys and values, added to d_told; `space` for `count` numbers. */
 static void NAME(listen_backward)(int64_t heads, int64_t E, int64_t V, int64_t count, const REAL *query, const REAL *told,
-                                  const REAL *weights, const REAL *d_heard, REAL *d_query, REAL *d_told, REAL *space) {
+                                  const REAL *weights, const REAL *d_heard, const REAL *d_weights, int64_t step,
+                                  REAL *d_query, REAL *d_told, REAL *space) {
   const int64_t width = heads * (E + V);
   const REAL scale = 1 / (REAL)sqrt((double)E);
   memset(d_query, 0, heads * E * sizeof(REAL));
@@ -100,7 +101,7 @@ static void NAME(listen_backward)(int64_t heads, int64_t E, int64_t V, int64_t c
     REAL total = 0;
     for (int64_t k = 0; k < count; k++) {
       const int64_t value = k * width + heads * E + head * V;
-      space[k] = NAME(dot)(d_heard + head * V, told + value, V);
+      space[k] = NAME(dot)(d_heard + head * V, told + value, V) + (d_weights ? d_weights[head * step + k] : 0);
       total += weights[k] * space[k];
       NAME(add_scaled)(d_told + value, weights[k], d_heard + head * V, V);
     }

@@ -23,6 +23,7 @@ static void NAME(choose)(const Sequence *s, NAME(Work) * w, int64_t t, int64_t r
         weights[k * H + head] = NAME(sigmoid)(score)[0];
         on_null += NAME(sigmoid)(-score)[0];
       }
+      if (s->all_attention) memcpy(ROW(all_attention, (row + b) * K + k, H), weights + k * H, H * sizeof(REAL));
       penalty[k] = isnan(on_null) ? INFINITY : on_null / H;
     }
     for (int64_t k = 0, a = 0; k < K; k++) {
@@ -133,6 +134,20 @@ static void NAME(communicate)(const Sequence *s, NAME(Work) * w, int64_t t, int6
     }
 }
 
+/* Keys and values of a single step, of weights as they lie. */
+static void NAME(project)(const Sequence *s, NAME(Work) * w) {
+  const REAL scale = 1 / (REAL)sqrt((double)s->key_size);
+  const int64_t groups = s->private_inputs ? s->rims : 1, from = s->first * groups, n = (s->last - s->first) * groups;
+  for (int64_t i = 0; i < n; i++) {
+    w->x[i] = ROW(x, from + i, s->input_size);
+    w->y[i] = ROW(keys, from + i, w->keys);
+    w->z[i] = ROW(values, from + i, w->read);
+  }
+  NAME(stream)(n, w->x, s->input_size, s->key_weight, w->keys, w->y, 0, 0);
+  NAME(stream)(n, w->x, s->input_size, s->read_weight, w->read, w->z, 0, 0);
+  for (int64_t i = 0; i < n * w->keys; i++) ROW(keys, from, w->keys)[i] *= scale;
+}
+
 /* 0, or 1 when there is no memory. */
 EXPORT int64_t NAME(forward)(const Sequence *s) {
   const int64_t rows = s->last - s->first, K = s->rims, A = s->active_rims, D = s->rim_size, B = s->batch;
@@ -150,7 +165,8 @@ EXPORT int64_t NAME(forward)(const Sequence *s) {
     if (!(memory = aligned_alloc(64, total))) return 1;
     total = 0;
   }
-  memset(w.zero, 0, K * D * sizeof(REAL));
+
+  if (s->x) NAME(project)(s, &w);
 
   for (int64_t i = 0, previous = -1; i < s->steps; i++) {
     const int64_t t = s->reverse ? s->steps - 1 - i : i, row = s->keep ? t * B : 0;

@@ -1,8 +1,8 @@
-"""A whole sequence by the compiled passes, as one differentiable function: what :mod:`rims.nn.fast.sequence` is of
-torch operations, without the cost of starting those.
+"""A whole sequence by the compiled passes, as one differentiable function: what :mod:`rims.nn.fast.sequence`
+is of torch operations, without the cost of starting those.
 
-Products over all steps at once (keys and values of the input, and their gradients) are torch's; the loop over time is
-one call for some of the batch rows, on a thread of its own where there are several.
+Products over all steps at once (keys and values of the input, and their gradients) are torch's; the loop over
+time is one call for some of the batch rows, on a thread of its own where there are several.
 
 Shapes as in :mod:`rims.nn.fast.sequence`.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -23,19 +23,18 @@ from torch.autograd.function import once_differentiable
 from rims.nn.fast.matmul import outer, product
 from rims.nn.fast.memory import empty
 from rims.nn.fast.native.build import library
-from rims.nn.fast.native.layout import POINTERS, Sequence
+from rims.nn.fast.native.layout import Sequence
 from rims.nn.fast.passes import Plan, Weights, given
+from rims.nn.trace import Trace
 
-FEW_ROWS = 16
-"""Up to so many rows in all, weights are read as they lie: laying them out anew does not pay."""
 THREAD_ROWS = 8
 """Rows that are worth a thread."""
-COLLECT = 256
+COLLECT = 128
 """Rows that are collected, at most, before a weight's gradient grows by one product."""
 COLLECT_NUMBERS = 1 << 21
 """What such rows of all RIMs may take together, to stay in the processor's cache."""
 
-SUMMED = tuple(name for name in POINTERS if name.startswith("d_") and name not in ("d_keys", "d_values"))
+SUMMED = ("d_ask", "d_ih", "d_hh", "d_ih_bias", "d_hh_bias", "d_told", "d_query", "d_out", "d_out_bias")
 """Gradients that each thread sums up for itself."""
 
 
@@ -69,7 +68,7 @@ class Shape(NamedTuple):
 def covers(plan: Plan, x: Tensor) -> bool:
     """Whether the compiled passes compute this; the rest runs as torch operations."""
     return (
-        not (plan.official or plan.choose.competition or plan.return_trace)
+        not (plan.official or plan.choose.competition)
         and plan.topk is None
         and plan.mask is None
         and (plan.private or x.shape[2] == 1)
@@ -80,36 +79,48 @@ def covers(plan: Plan, x: Tensor) -> bool:
 
 def shape_of(plan: Plan, w: Weights, x: Tensor) -> Shape:
     ih, hh = given(w.ih, w.hh)
-    rims, size, width = hh.shape
-    key, comm = 0, (0, 0, 0)
-    if w.input_key is not None:
-        key = w.input_key.shape[1] // plan.input_heads
-    if w.key is not None and w.value is not None:
-        comm = plan.heads, w.key.shape[2] // plan.heads, w.value.shape[2] // plan.heads
-    value = ih.shape[1] // plan.input_heads
-    return Shape(*x.shape[:2], rims, plan.num_active, size, width // size, plan.input_heads, key, value, *comm)
+    comm_key = 0 if w.key is None else w.key.shape[2] // plan.heads
+    comm_value = 0 if w.value is None else w.value.shape[2] // plan.heads
+    return Shape(
+        steps=x.shape[0],
+        batch=x.shape[1],
+        rims=hh.shape[0],
+        active_rims=plan.num_active,
+        rim_size=hh.shape[1],
+        gates=hh.shape[2] // hh.shape[1],
+        heads=plan.input_heads,
+        key_size=0 if w.input_key is None else w.input_key.shape[1] // plan.input_heads,
+        value_size=ih.shape[1] // plan.input_heads,
+        comm_heads=0 if w.key is None else plan.heads,
+        comm_key_size=comm_key,
+        comm_value_size=comm_value,
+    )
 
 
-def run(plan: Plan, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The sequence without gradients: all states, the last h and c."""
-    shape = shape_of(plan, weights, x)
-    few = len(x) == 1 and x.shape[1] <= FEW_ROWS
-    states, h, c, _ = forward(plan, weights, shape, x, h0, c0, keep=False, packed=not few)
-    return states, h, c
+def run(
+    plan: Plan, weights: Weights, x: Tensor, h0: Tensor, c0: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Trace | None]:
+    """The sequence without gradients: all states, the last h and c, and the trace."""
+    shape, keep = shape_of(plan, weights, x), plan.return_trace
+    states, h, c, kept = forward(plan, weights, shape, x, h0, c0, keep=keep)
+    return states, h, c, trace_of(plan, shape, kept) if keep else None
 
 
 class NativeFunction(torch.autograd.Function):
-    """The two passes as one function of x, h0, c0 and the weights."""
+    """The two passes as one function of x, h0, c0 and the weights; also gives the parts of a trace."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: Tensor, h0: Tensor, c0: Tensor, *tensors: Tensor | None) -> Any:
         weights = Weights(*tensors)
         shape = shape_of(plan, weights, x)
-        states, h, c, kept = forward(plan, weights, shape, x, h0, c0, keep=True, packed=True)
+        states, h, c, kept = forward(plan, weights, shape, x, h0, c0, keep=True)
+        trace = trace_of(plan, shape, kept) if plan.return_trace else (None, None, None)
         ctx.plan, ctx.shape, ctx.names, ctx.num_weights = plan, shape, [*kept], len(tensors)
         ctx.save_for_backward(x, h0, *tensors, states, *kept.values())
+        if trace[0] is not None:
+            ctx.mark_non_differentiable(trace[0])
         ctx.set_materialize_grads(False)
-        return states, h, c, None, None, None
+        return states, h, c, *trace
 
     @staticmethod
     @once_differentiable
@@ -118,19 +129,24 @@ class NativeFunction(torch.autograd.Function):
         weights = Weights(*rest[: ctx.num_weights])
         states, *kept = rest[ctx.num_weights :]
         saved = dict(zip(ctx.names, kept))
-        dx, dh, dc, by_name = backward(ctx.plan, weights, ctx.shape, x, h0, states, saved, *grads[:3])
-        return None, dx, dh, dc, *(by_name.get(field.name) for field in fields(Weights))
+        dy, dh, dc, _, *traced = grads
+        dx, dh0, dc0, by_name = backward(
+            ctx.plan, weights, ctx.shape, x, h0, states, saved, dy, dh, dc, *traced
+        )
+        return None, dx, dh0, dc0, *(by_name.get(field.name) for field in fields(Weights))
 
 
 def forward(
-    plan: Plan, w: Weights, s: Shape, x: Tensor, h0: Tensor, c0: Tensor, *, keep: bool, packed: bool
+    plan: Plan, w: Weights, s: Shape, x: Tensor, h0: Tensor, c0: Tensor, *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """All states ``[T, B, K * D]``, the last h and c ``[B, K * D]``, and what the backward pass needs."""
     rows = s.steps * s.batch if keep else s.batch
     kept = {
         "active": torch.empty(rows, s.active_rims, dtype=torch.int32),
-        **{name: empty(h0, rows, *sizes) for name, sizes in saved_shapes(plan, s).items()},
+        **{name: empty(h0, rows, *sizes) for name, sizes in saved_shapes(plan.gru, s).items()},
     }
+    if plan.return_trace:
+        kept["all_attention"] = h0.new_zeros(rows, s.rims, s.heads)
     kept["keys"], kept["values"] = project_input(plan, w, x)
     states, c = empty(h0, s.steps, s.batch, s.rims * s.rim_size), c0.clone()
     ih, hh = given(w.ih, w.hh)
@@ -140,19 +156,19 @@ def forward(
     matrices = {"ask_weight": w.input_query, "ih_weight": ih, "hh_weight": hh, "query_weight": w.query}
     if w.key is not None and w.value is not None and w.out is not None:
         matrices["out_weight"] = w.out.t()[None]
-        if packed:
-            matrices["told_weight"] = torch.cat([w.key, w.value], dim=2)
-        else:
-            matrices["told_weight"], matrices["value_weight"] = w.key, w.value
-    lay_out = panels if packed else Tensor.contiguous
+        matrices["told_weight"] = torch.cat([w.key, w.value], dim=2)
     call(
         *("forward", plan, s),
         {
-            **{name: None if matrix is None else lay_out(matrix) for name, matrix in matrices.items()},
-            **{"ih_bias": bias, "hh_bias": w.bias_hh, "out_bias": w.out_bias},
-            **{"h0": h0.contiguous(), "states": states, "c": c, **kept},
+            **{name: None if matrix is None else panels(matrix) for name, matrix in matrices.items()},
+            "ih_bias": bias,
+            "hh_bias": w.bias_hh,
+            "out_bias": w.out_bias,
+            "h0": h0.contiguous(),
+            "states": states,
+            "c": c,
+            **kept,
         },
-        packed=packed,
         keep=keep,
     )
     return states, states[0 if plan.reverse else -1].clone(), c, kept
@@ -169,6 +185,8 @@ def backward(
     dy: Tensor | None,
     dh: Tensor | None,
     dc: Tensor | None,
+    d_attention: Tensor | None,
+    d_communication: Tensor | None,
 ) -> tuple[Tensor | None, Tensor, Tensor, dict[str, Tensor | None]]:
     """Gradients of x, h0, c0 and, by name, of the weights."""
     dh, dc = (torch.zeros_like(h0) if part is None else part.clone().contiguous() for part in (dh, dc))
@@ -194,16 +212,26 @@ def backward(
     call(
         *("backward", plan, s),
         {
-            **{"h0": h0.contiguous(), "states": states, **kept, **matrices, **total},
-            **{"dy": None if dy is None else dy.contiguous(), "dh": dh, "dc": dc},
-            **{"d_keys": d_keys, "d_values": d_values},
+            "h0": h0.contiguous(),
+            "states": states,
+            **kept,
+            **matrices,
+            **total,
+            "dy": None if dy is None else dy.contiguous(),
+            "dh": dh,
+            "dc": dc,
+            "d_keys": d_keys,
+            "d_values": d_values,
+            "attention_grad": None if d_attention is None else d_attention.contiguous(),
+            "communication_grad": None if d_communication is None else d_communication.contiguous(),
         },
-        packed=True,
         keep=True,
         parts=parts,
     )
     summed = {name[2:]: part[0] if parts == 1 else part.sum(0) for name, part in total.items()}
-    grads: dict[str, Tensor | None] = {name: summed.get(name) for name in ("ih", "hh", "query", "out", "out_bias")}
+    grads: dict[str, Tensor | None] = {
+        name: summed.get(name) for name in ("ih", "hh", "query", "out", "out_bias")
+    }
     grads["bias_ih"] = summed.get("ih_bias")
     grads["bias_hh"] = summed.get("hh_bias" if plan.gru else "ih_bias")
     grads["input_query"] = summed.get("ask")
@@ -218,7 +246,7 @@ def backward(
     return dx.view_as(x), dh, dc, grads
 
 
-def saved_shapes(plan: Plan, s: Shape) -> dict[str, tuple[int, ...]]:
+def saved_shapes(gru: bool, s: Shape) -> dict[str, tuple[int, ...]]:
     """What the forward pass makes of each step and row."""
     shapes: dict[str, tuple[int, ...]] = {
         "attention": (s.active_rims, s.heads),
@@ -231,14 +259,33 @@ def saved_shapes(plan: Plan, s: Shape) -> dict[str, tuple[int, ...]]:
         "weights": (s.active_rims, s.comm_heads, s.rims),
         "heard": (s.active_rims, s.comm_heads * s.comm_value_size),
     }
-    if plan.gru and s.comm_heads:
+    if gru and s.comm_heads:
         shapes["squashed"] = (s.active_rims, s.rim_size)
     return shapes
 
 
+def trace_of(plan: Plan, s: Shape, kept: dict[str, Tensor]) -> Trace:
+    """What happened, from what the forward pass left."""
+    valid = torch.ones(s.steps, s.batch, dtype=torch.bool) if plan.valid is None else plan.valid
+    chosen = kept["active"].long().masked_fill(~valid.view(-1, 1), 0)
+    active = torch.zeros(len(chosen), s.rims, dtype=torch.bool).scatter_(1, chosen, True)
+    active = active.view(s.steps, s.batch, s.rims) & valid[..., None]
+    attention = communication = None
+    if s.key_size:
+        real = kept["all_attention"].view(s.steps, s.batch, s.rims, s.heads).transpose(2, 3)
+        attention = torch.stack([1 - real, real], dim=-1)
+    if s.comm_heads:
+        weights = kept["weights"].new_zeros(len(chosen), s.rims, s.comm_heads, s.rims)
+        weights[active.view(-1, s.rims)] = (
+            kept["weights"].view(valid.numel(), -1, s.comm_heads, s.rims)[valid.view(-1)].flatten(0, 1)
+        )
+        communication = weights.transpose(1, 2).view(s.steps, s.batch, s.comm_heads, s.rims, s.rims)
+    return Trace(active, attention, communication)
+
+
 def project_input(plan: Plan, w: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled keys ``[T * B * G, H * E]`` and values ``[T * B * G, H * V]`` of all steps; without attention, what is
-    read is x itself."""
+    """Scaled keys ``[T * B * G, H * E]`` and values ``[T * B * G, H * V]`` of all steps; without attention,
+    what is read is x itself."""
     flat = x.reshape(-1, x.shape[-1])
     if w.input_key is None or w.input_value is None:
         return flat.new_empty(0), flat.contiguous()
@@ -271,14 +318,17 @@ def threads(s: Shape) -> int:
 
 
 def call(
-    name: str, plan: Plan, s: Shape, tensors: Mapping[str, Tensor | None], *, parts: int | None = None, **flags: bool
+    name: str,
+    plan: Plan,
+    s: Shape,
+    tensors: Mapping[str, Tensor | None],
+    *,
+    keep: bool,
+    parts: int | None = None,
 ) -> None:
     """One pass over all rows, on ``parts`` threads. ``tensors`` by their names in the structure; each of
     :data:`SUMMED` has a first dimension of ``parts``. Raises MemoryError."""
-    loaded = library()
-    assert loaded is not None
-    double = tensors["h0"].dtype == torch.float64  # type: ignore[union-attr]
-    run = getattr(loaded, f"{name}_{'f64' if double else 'f32'}")
+    run = passes(name, tensors["h0"])
     parts = threads(s) if parts is None else parts
     width = s.read + s.gates * s.rim_size * 2 + 5 * s.rim_size + s.told + s.heads * s.key_size
     sequence = Sequence(
@@ -291,7 +341,8 @@ def call(
         collect=max(32, min(COLLECT, COLLECT_NUMBERS // (s.rims * width))),
         input_scale=plan.input_scale,
         comm_scale=plan.comm_scale,
-        **flags,
+        packed=True,
+        keep=keep,
     )
     masks = {"reset": plan.reset, "valid": plan.valid, "disabled": plan.disabled}
     masks |= {"input_keep": plan.input_keep, "comm_keep": plan.comm_keep}
@@ -318,3 +369,11 @@ def call(
         thread.join()
     if failed:
         raise MemoryError(f"no memory for the {name} pass over {s.batch} rows of {s.rims} RIMs")
+
+
+def passes(name: str, like: Tensor | None) -> Callable[[Any], int]:
+    """The compiled pass for numbers ``like`` these."""
+    loaded = library()
+    assert loaded is not None
+    assert like is not None
+    return getattr(loaded, f"{name}_{'f64' if like.dtype == torch.float64 else 'f32'}")

@@ -12,14 +12,15 @@ EXPORT int64_t NAME(panel_columns)(void) { return PANEL; }
 /* Numbers that a weight [in, out] takes in panels. */
 INLINE int64_t NAME(panels_size)(int64_t in, int64_t out) { return in * ((out + PANEL - 1) / PANEL) * PANEL; }
 
-/* y[i][0..columns) = (add ? y : bias or 0) + sum over j of left[j * stride + i] * panel[j] */
-INLINE void NAME(tile_of)(const int rows, int64_t in, const REAL *left, int64_t stride, const REAL *panel, REAL *const *y,
-                          int64_t column, int64_t columns, const REAL *bias, int add) {
+/* y[i][column..column + columns) = (add ? y : bias or 0) + sum over j of left[j * stride + i] * right[j * step ..], which is
+   read up to PANEL columns */
+INLINE void NAME(tile_of)(const int rows, int64_t in, const REAL *left, int64_t stride, const REAL *right, int64_t step,
+                          REAL *const *y, int64_t column, int64_t columns, const REAL *bias, int add) {
   VEC sums[TILE_ROWS][2];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = (VEC){0};
-  for (int64_t j = 0; j < in; j++, left += stride, panel += PANEL) {
-    VEC low = *(const VEC *)panel, high = *(const VEC *)(panel + LANES);
+  for (int64_t j = 0; j < in; j++, left += stride, right += step) {
+    VEC low = *(const VEC *)right, high = *(const VEC *)(right + LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
       VEC x = NAME(all)(left[i]);
@@ -41,11 +42,11 @@ INLINE void NAME(tile_of)(const int rows, int64_t in, const REAL *left, int64_t 
   }
 }
 
-static void NAME(tile)(int rows, int64_t in, const REAL *left, int64_t stride, const REAL *panel, REAL *const *y,
-                       int64_t column, int64_t columns, const REAL *bias, int add) {
+static void NAME(tile)(int rows, int64_t in, const REAL *left, int64_t stride, const REAL *right, int64_t step,
+                       REAL *const *y, int64_t column, int64_t columns, const REAL *bias, int add) {
   switch (rows) { /* a loop of known length for each */
 #define CASE(n) \
-  case n: NAME(tile_of)(n, in, left, stride, panel, y, column, columns, bias, add); break;
+  case n: NAME(tile_of)(n, in, left, stride, right, step, y, column, columns, bias, add); break;
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if TILE_ROWS > 6
     CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
@@ -55,25 +56,30 @@ static void NAME(tile)(int rows, int64_t in, const REAL *left, int64_t stride, c
 }
 
 #define BLOCK (16 * TILE_ROWS) /* rows whose inputs are laid out at once */
+#define DEPTH 512              /* inputs at a time */
 
-/* y[r] = bias + x[r] @ weight, or += with `add`, for n rows; `weight` [in, out] in panels, `space` for BLOCK * in
+/* y[r] = bias + x[r] @ weight, or += with `add`, for n rows; `weight` [in, out] in panels, `space` for BLOCK * DEPTH
    numbers. */
 static void NAME(product)(REAL *space, int64_t n, REAL *const *x, int64_t in, const REAL *weight, int64_t out, REAL *const *y,
                           const REAL *bias, int add) {
   for (int64_t begin = 0; begin < n; begin += BLOCK, x += BLOCK, y += BLOCK) {
-    int64_t rows = at_most(n - begin, BLOCK), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t tile = 0; tile < tiles; tile++) {
-      int64_t from = rows * tile / tiles, count = rows * (tile + 1) / tiles - from;
-      REAL *left = space + from * in;
-      for (int64_t i = 0; i < count; i++)
-        for (int64_t j = 0; j < in; j++) left[j * count + i] = x[from + i][j];
-    }
-    const REAL *panel = weight;
-    for (int64_t column = 0; column < out; column += PANEL, panel += in * PANEL)
+    const int64_t rows = at_most(n - begin, BLOCK), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int64_t first = 0; first < in; first += DEPTH) {
+      const int64_t depth = at_most(in - first, DEPTH);
       for (int64_t tile = 0; tile < tiles; tile++) {
-        int64_t from = rows * tile / tiles, count = rows * (tile + 1) / tiles - from;
-        NAME(tile)((int)count, in, space + from * in, count, panel, y + from, column, at_most(out - column, PANEL), bias, add);
+        const int64_t from = rows * tile / tiles, count = rows * (tile + 1) / tiles - from;
+        REAL *left = space + from * depth;
+        for (int64_t i = 0; i < count; i++)
+          for (int64_t j = 0; j < depth; j++) left[j * count + i] = x[from + i][first + j];
       }
+      const REAL *panel = weight + first * PANEL;
+      for (int64_t column = 0; column < out; column += PANEL, panel += in * PANEL)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+          const int64_t from = rows * tile / tiles, count = rows * (tile + 1) / tiles - from;
+          NAME(tile)((int)count, depth, space + from * depth, count, panel, PANEL, y + from, column, at_most(out - column, PANEL),
+                     bias, add || first);
+        }
+    }
   }
 }
 
@@ -101,34 +107,24 @@ static void NAME(stream)(int64_t n, REAL *const *x, int64_t in, const REAL *weig
    add their part of the weight's gradient by one product. */
 typedef struct {
   int64_t in, out, count, most;
-  REAL *left, *right; /* [in / TILE_ROWS][most][TILE_ROWS], [out / PANEL][most][PANEL] */
+  REAL *left, *right; /* [most, in], [most, out] and room for a panel */
   REAL **gradient;    /* its rows, one for each input */
 } NAME(Pile);
-
-INLINE int64_t NAME(pile_size)(int64_t in, int64_t out, int64_t most) {
-  return most * ((in + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS + (out + PANEL - 1) / PANEL * PANEL);
-}
 
 static void NAME(flush)(NAME(Pile) * pile) {
   if (!pile->count) return;
   for (int64_t column = 0; column < pile->out; column += PANEL)
     for (int64_t row = 0; row < pile->in; row += TILE_ROWS)
-      NAME(tile)((int)at_most(pile->in - row, TILE_ROWS), pile->count, pile->left + row * pile->most, TILE_ROWS,
-                 pile->right + column * pile->most, pile->gradient + row, column, at_most(pile->out - column, PANEL), 0, 1);
+      NAME(tile)((int)at_most(pile->in - row, TILE_ROWS), pile->count, pile->left + row, pile->in, pile->right + column, pile->out,
+                 pile->gradient + row, column, at_most(pile->out - column, PANEL), 0, 1);
   pile->count = 0;
 }
 
 /* One row: x = [first, second], dy. */
 static void NAME(collect)(NAME(Pile) * pile, const REAL *first, int64_t size, const REAL *second, const REAL *dy) {
-  int64_t row = 0, lane = 0;
-  REAL *left = pile->left + pile->count * TILE_ROWS;
-  for (const REAL *x = first; row < pile->in; row++) {
-    if (row == size) x = second;
-    left[lane] = *x++;
-    if (++lane == TILE_ROWS) lane = 0, left += pile->most * TILE_ROWS;
-  }
-  for (int64_t column = 0; column < pile->out; column += PANEL)
-    memcpy(pile->right + column * pile->most + pile->count * PANEL, dy + column,
-           at_most(pile->out - column, PANEL) * sizeof(REAL));
+  REAL *x = pile->left + pile->count * pile->in;
+  memcpy(x, first, size * sizeof(REAL));
+  if (size < pile->in) memcpy(x + size, second, (pile->in - size) * sizeof(REAL));
+  memcpy(pile->right + pile->count * pile->out, dy, pile->out * sizeof(REAL));
   if (++pile->count == pile->most) NAME(flush)(pile);
 }

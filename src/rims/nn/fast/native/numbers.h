@@ -50,15 +50,19 @@ INLINE VEC NAME(tangent)(VEC x) { return 1 - 2 / (1 + NAME(exponential)(2 * x));
 
 INLINE REAL NAME(dot)(const REAL *x, const REAL *y, int64_t n) {
   VEC sum = {0};
-  for (int64_t i = 0; i < n; i += LANES) sum += NAME(load)(x + i, n - i) * NAME(load)(y + i, n - i);
   REAL total = 0;
-  for (int64_t i = 0; i < LANES; i++) total += sum[i];
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) sum += *(const VEC *)(x + i) * *(const VEC *)(y + i);
+  for (; i < n; i++) total += x[i] * y[i];
+  for (int64_t lane = 0; lane < LANES; lane++) total += sum[lane];
   return total;
 }
 
 /* y += scale * x */
 INLINE void NAME(add_scaled)(REAL *y, REAL scale, const REAL *x, int64_t n) {
-  for (int64_t i = 0; i < n; i++) y[i] += scale * x[i];
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) *(VEC *)(y + i) += NAME(all)(scale) * *(const VEC *)(x + i);
+  for (; i < n; i++) y[i] += scale * x[i];
 }
 
 /* x *= scale where kept, 0 elsewhere: dropout. */

@@ -30,6 +30,7 @@ static void NAME(lay_out)(const Sequence *s, NAME(Work) * w, char **at, int64_t 
   w->told = w->queries + w->heard;
   int64_t widest = at_least(at_least(w->read, w->gates), at_least(at_least(w->told, w->keys), D));
   w->zero = NAME(take)(at, total, K * D * sizeof(REAL));
+  if (w->zero) memset(w->zero, 0, K * D * sizeof(REAL));
   w->before = NAME(take)(at, total, rows * sizeof(REAL *));
   w->present = NAME(take)(at, total, rows * sizeof(int64_t));
   w->slots = NAME(take)(at, total, rows * s->active_rims * sizeof(int64_t));
@@ -38,7 +39,7 @@ static void NAME(lay_out)(const Sequence *s, NAME(Work) * w, char **at, int64_t 
   w->x = NAME(take)(at, total, rows * K * sizeof(REAL *));
   w->y = NAME(take)(at, total, rows * K * sizeof(REAL *));
   w->z = NAME(take)(at, total, rows * K * sizeof(REAL *));
-  w->space = NAME(take)(at, total, BLOCK * widest * sizeof(REAL));
+  w->space = NAME(take)(at, total, BLOCK * at_most(widest, DEPTH) * sizeof(REAL));
 }
 
 /* What step t begins with, and who is there. */

@@ -31,8 +31,6 @@
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
-EXPORT int64_t size_of_sequence(void) { return sizeof(Sequence); }
-
 #define SUFFIX f32
 #define REAL float
 #define BITS int32_t
