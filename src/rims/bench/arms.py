@@ -3,6 +3,7 @@ parameters."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,6 +63,24 @@ class OneStep(nn.Module):
         return self.cell(x[0])
 
 
+class WithoutCompiler(nn.Module):
+    """A RIM whose fast path is torch operations, as where there is no C compiler."""
+
+    def __init__(self, rim: RIM) -> None:
+        super().__init__()
+        self.rim = rim
+
+    def forward(self, x: Tensor) -> Any:
+        before = os.environ.get("RIMS_CPU")
+        os.environ["RIMS_CPU"] = "torch"
+        try:
+            return self.rim(x)
+        finally:
+            del os.environ["RIMS_CPU"]
+            if before is not None:
+                os.environ["RIMS_CPU"] = before
+
+
 class CellLoop(nn.Module):
     """nn.LSTMCell in a Python loop: what a recurrent layer costs that has no fused sequence."""
 
@@ -82,6 +101,8 @@ def layer(name: str, setting: Setting) -> nn.Module:
     """The layer called ``name``, one of :data:`ARMS` or :data:`COMPILED`."""
     if name == "RIMCell, compiled":
         return _compiled(OneStep(setting.rim()))
+    if name == WITHOUT_COMPILER:
+        return WithoutCompiler(setting.rim(backend="fast"))
     if name.endswith(", compiled"):
         return _compiled(layer(COMPILED_FROM[name], setting))
     if name.startswith("RIM"):
@@ -94,8 +115,10 @@ def layer(name: str, setting: Setting) -> nn.Module:
     return kind(setting.input_size, hidden_size, **setting.weights)
 
 
+WITHOUT_COMPILER = "RIM fast, no compiler"
 ARMS = (
     "RIM fast",
+    WITHOUT_COMPILER,
     "RIM reference",
     "nn.LSTM",
     "nn.GRU",
