@@ -92,6 +92,31 @@ def test_more_rows_than_wait_for_one_product() -> None:
 
 
 @compiled
+@pytest.mark.parametrize("steps", [1, 3])
+def test_states_that_lie_otherwise_in_memory(steps: int) -> None:
+    rim = RIM(6, 30, 5, 3, backend="fast", dtype=torch.float64)
+    x = torch.randn(6, 4, steps, dtype=torch.float64).permute(2, 1, 0)
+    turned = tuple(torch.randn(30, 4, 1, dtype=torch.float64).permute(2, 1, 0) for _ in range(2))
+    straight = tuple(part.contiguous() for part in turned)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            a, b = rim(x, turned), rim(x.contiguous(), straight)
+        assert all(one.equal(other) for one, other in zip((a[0], *a[1]), (b[0], *b[1])))
+
+
+@compiled
+def test_backward_under_autocast_is_in_full_precision() -> None:
+    rim, x = RIM(6, 30, 5, 3, backend="fast"), torch.randn(4, 3, 6)
+    rim(x)[0].sum().backward()
+    plain = [p.grad.clone() for p in rim.parameters()]  # type: ignore[union-attr]
+    rim.zero_grad()
+    y, _ = rim(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y.sum().backward()
+    assert all(p.grad is not None and p.grad.equal(wanted) for p, wanted in zip(rim.parameters(), plain))
+
+
+@compiled
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_threads_give_the_same(cell: str) -> None:
     rim = RIM(6, 30, 5, 3, cell=cell, backend="fast", dtype=torch.float64)

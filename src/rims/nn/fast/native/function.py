@@ -29,6 +29,7 @@ from rims.nn.trace import Trace
 
 THREAD_ROWS = 8
 """Rows that are worth a thread."""
+ROWS = torch.contiguous_format
 COLLECT = 128
 """Rows that are collected, at most, before a weight's gradient grows by one product."""
 COLLECT_NUMBERS = 1 << 21
@@ -130,9 +131,12 @@ class NativeFunction(torch.autograd.Function):
         states, *kept = rest[ctx.num_weights :]
         saved = dict(zip(ctx.names, kept))
         dy, dh, dc, _, *traced = grads
-        dx, dh0, dc0, by_name = backward(
-            ctx.plan, weights, ctx.shape, x, h0, states, saved, dy, dh, dc, *traced
-        )
+        with torch.autocast(x.device.type, enabled=False):  # backward() may be called under it
+            d_values, d_keys, dh0, dc0, by_name = backward(
+                ctx.plan, weights, ctx.shape, h0, states, saved, dy, dh, dc, *traced
+            )
+            by_name |= input_gradients(weights, x, d_values, d_keys)
+            dx = x_gradient(weights, d_values, d_keys).view_as(x) if ctx.needs_input_grad[1] else None
         return None, dx, dh0, dc0, *(by_name.get(field.name) for field in fields(Weights))
 
 
@@ -148,7 +152,7 @@ def forward(
     if plan.return_trace:
         kept["all_attention"] = h0.new_zeros(rows, s.rims, s.heads)
     kept["keys"], kept["values"] = project_input(plan, w, x)
-    states, c = empty(h0, s.steps, s.batch, s.rims * s.rim_size), c0.clone()
+    states, c = empty(h0, s.steps, s.batch, s.rims * s.rim_size), c0.clone(memory_format=ROWS)
     ih, hh = given(w.ih, w.hh)
     bias = w.bias_ih
     if not plan.gru and w.bias_ih is not None and w.bias_hh is not None:
@@ -164,7 +168,7 @@ def forward(
             "ih_bias": bias,
             "hh_bias": w.bias_hh,
             "out_bias": w.out_bias,
-            "h0": h0.contiguous(),
+            "h0": h0,
             "states": states,
             "c": c,
             **kept,
@@ -178,7 +182,6 @@ def backward(
     plan: Plan,
     w: Weights,
     s: Shape,
-    x: Tensor,
     h0: Tensor,
     states: Tensor,
     kept: dict[str, Tensor],
@@ -187,9 +190,10 @@ def backward(
     dc: Tensor | None,
     d_attention: Tensor | None,
     d_communication: Tensor | None,
-) -> tuple[Tensor | None, Tensor, Tensor, dict[str, Tensor | None]]:
-    """Gradients of x, h0, c0 and, by name, of the weights."""
-    dh, dc = (torch.zeros_like(h0) if part is None else part.clone().contiguous() for part in (dh, dc))
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor | None]]:
+    """Gradients of the input's values and keys (before scaling), of h0, c0 and, by name, of the weights that
+    the loop over time uses."""
+    dh, dc = (torch.zeros_like(h0) if part is None else part.clone(memory_format=ROWS) for part in (dh, dc))
     parts = threads(s)
 
     def sums(*sizes: int) -> Tensor:
@@ -212,18 +216,18 @@ def backward(
     call(
         *("backward", plan, s),
         {
-            "h0": h0.contiguous(),
+            "h0": h0,
             "states": states,
             **kept,
             **matrices,
             **total,
-            "dy": None if dy is None else dy.contiguous(),
+            "dy": dy,
             "dh": dh,
             "dc": dc,
             "d_keys": d_keys,
             "d_values": d_values,
-            "attention_grad": None if d_attention is None else d_attention.contiguous(),
-            "communication_grad": None if d_communication is None else d_communication.contiguous(),
+            "attention_grad": d_attention,
+            "communication_grad": d_communication,
         },
         keep=True,
         parts=parts,
@@ -237,13 +241,23 @@ def backward(
     grads["input_query"] = summed.get("ask")
     if w.key is not None:
         grads["key"], grads["value"] = summed["told"].tensor_split([w.key.shape[2]], dim=2)
-    flat = x.reshape(-1, x.shape[-1])
+    d_keys /= math.sqrt(max(s.key_size, 1))
+    return d_values, d_keys, dh, dc, grads
+
+
+def input_gradients(w: Weights, x: Tensor, d_values: Tensor, d_keys: Tensor) -> dict[str, Tensor | None]:
+    """Those of the weights that make keys and values of the input."""
     if w.input_key is None or w.input_value is None:
-        return d_values.view_as(x), dh, dc, grads
-    d_keys /= math.sqrt(s.key_size)
-    grads["input_key"], grads["input_value"] = outer(flat, d_keys), outer(flat, d_values)
-    dx = product(d_values, w.input_value.t()).addmm_(d_keys, w.input_key.t())
-    return dx.view_as(x), dh, dc, grads
+        return {}
+    flat = x.reshape(-1, x.shape[-1])
+    return {"input_key": outer(flat, d_keys), "input_value": outer(flat, d_values)}
+
+
+def x_gradient(w: Weights, d_values: Tensor, d_keys: Tensor) -> Tensor:
+    """That of the input, ``[T * B * G, I]``."""
+    if w.input_key is None or w.input_value is None:
+        return d_values
+    return product(d_values, w.input_value.t()).addmm_(d_keys, w.input_key.t())
 
 
 def saved_shapes(gru: bool, s: Shape) -> dict[str, tuple[int, ...]]:
@@ -346,18 +360,17 @@ def call(
     )
     masks = {"reset": plan.reset, "valid": plan.valid, "disabled": plan.disabled}
     masks |= {"input_keep": plan.input_keep, "comm_keep": plan.comm_keep}
-    held = {key: None if mask is None else mask.contiguous() for key, mask in masks.items()}
-    for key, tensor in {**tensors, **held}.items():
-        if tensor is not None:
-            setattr(sequence, key, tensor.data_ptr())
+    held = {key: tensor.contiguous() for key, tensor in {**tensors, **masks}.items() if tensor is not None}
+    for key, tensor in held.items():  # what is written to is contiguous as it is
+        setattr(sequence, key, tensor.data_ptr())
     failed = []
 
     def work(part: int) -> None:
         own = Sequence.from_buffer_copy(sequence)
         own.first, own.last = s.batch * part // parts, s.batch * (part + 1) // parts
         for key in SUMMED if part else ():
-            if (tensor := tensors.get(key)) is not None:
-                setattr(own, key, tensor[part].data_ptr())
+            if key in held:
+                setattr(own, key, held[key][part].data_ptr())
         if run(ctypes.byref(own)):
             failed.append(part)
 

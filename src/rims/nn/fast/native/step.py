@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rims.nn.cell import RIMCell
 from rims.nn.fast.native.build import library
-from rims.nn.fast.native.function import Shape, passes, saved_shapes
+from rims.nn.fast.native.function import ROWS, Shape, passes, saved_shapes
 from rims.nn.fast.native.layout import Sequence
 
 MOST_ROWS = 16
@@ -76,7 +76,7 @@ def single_step(
         comm_value_size=hear["value"].shape[2] // comm_heads,
     )
     where, total = places(gru, shape)
-    space, states, c = h.new_empty(total), torch.empty_like(h), c.clone()
+    space, states, c = h.new_empty(total), h.new_empty(h.shape), c.clone(memory_format=ROWS)
     active = torch.empty(len(x), shape.active_rims, dtype=torch.int32)
     ih_bias, hh_bias = dynamics.get("bias_ih"), dynamics.get("bias_hh")
     held: dict[str, Tensor | None] = {
