@@ -30,7 +30,7 @@ class Bench:
     sweeps: bool = True
     """Also measure against active RIMs, steps and batch."""
     compiled: bool = False
-    """Also what torch.compile makes of the layer and the cells; takes minutes."""
+    """Also what torch.compile makes of the layer and the cells, or of cores; takes minutes."""
     cores: bool = False
     """Instead, all cores beside nn.LSTM, at RIM's state size and at its parameters."""
     data: bool = False
@@ -52,8 +52,10 @@ class Bench:
         console = Console(stderr=True)
         with console.status("") as status:
             try:
-                if what != "run":
+                if what == "data":
                     result = measurements.bench(self.setting, self.repeats, status.update)
+                elif what == "cores":
+                    result = measurements.bench(self.setting, self.repeats, self.compiled, status.update)
                 else:
                     result = measurements.bench(
                         self.setting, self.repeats, self.sweeps, self.compiled, status.update
