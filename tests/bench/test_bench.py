@@ -71,7 +71,12 @@ def test_arms_of_equal_parameters_have_them() -> None:
             assert found == pytest.approx(wanted, rel=0.01)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+NO_BFLOAT16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="torch has no nn.LSTM in bfloat16 on this CPU"
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", pytest.param("bfloat16", marks=NO_BFLOAT16)])
 def test_every_arm_runs_in_every_mode(dtype: str) -> None:
     setting = Setting(**{**vars(TINY), "dtype": dtype})
     for name in ARMS:
@@ -198,6 +203,13 @@ def test_cores_that_cannot_be_matched_have_their_default_size(monkeypatch) -> No
     assert unmatched == [
         "no head_size gives slstm the state size of rim, 36: head_size 2 has 32, head_size 3 has 48"
     ]
+
+
+def test_only_some_cores() -> None:
+    found, _ = cores.sizes(TINY, ["gru", "lstm"])
+    assert {config.name for _, config in found} == {"gru", "lstm"}
+    with pytest.raises(ValueError, match=r"^only is 'elman'; expected one of 'dnc', "):
+        cores.sizes(TINY, ["gru", "elman"])
 
 
 def test_a_core_and_the_reference_share_their_rounds_which_are_few_if_it_is_slow(monkeypatch) -> None:

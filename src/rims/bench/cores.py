@@ -3,7 +3,7 @@ parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from rims.bench.measure import Timing, paired, timed
 from rims.bench.products import products_of
 from rims.cores import CORES, Core, CoreConfig, LSTMConfig
 from rims.cores.sizes import Match, matched
+from rims.nn.cell import check_choice
 
 MODES: tuple[Mode, ...] = ("train", "forward", "step")
 MATCHES: dict[Match, str] = {"state": "state", "params": "parameters"}
@@ -50,13 +51,14 @@ class Row:
     """The time of "train", as a part of the :data:`BAR` that follows from its products."""
 
 
-def sizes(setting: Setting) -> tuple[list[tuple[str, CoreConfig]], list[str]]:
+def sizes(setting: Setting, only: Sequence[str] = ()) -> tuple[list[tuple[str, CoreConfig]], list[str]]:
     """Each core's config at RIM's state size, or else its default, and at RIM's parameters, if possible, with
-    what is equal; and why something is not."""
+    what is equal; and why something is not. ``only`` names some cores; ValueError for an unknown one."""
     found: list[tuple[str, CoreConfig]] = []
     unmatched = []
-    for name, kind in CORES.items():
-        config = setting.config if name == "rim" else kind()
+    for name in only or CORES:
+        check_choice("only", name, tuple(CORES))
+        config = setting.config if name == "rim" else CORES[name]()
         equal: dict[str, CoreConfig] = {}
         for match, words in MATCHES.items():
             try:
@@ -143,12 +145,14 @@ def build(config: CoreConfig, setting: Setting) -> Core:
     return config.build(setting.input_size).to(**setting.weights)
 
 
-def bench(setting: Setting, repeats: int, compile: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every core, and with ``compile`` also under torch.compile those that have it as an option, as plain
-    values: ``cores``, ``unmatched``, ``setting``."""
+def bench(
+    setting: Setting, repeats: int, compile: bool, only: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Every core, or ``only`` some, and with ``compile`` also under torch.compile those that have it as an
+    option, as plain values: ``cores``, ``unmatched``, ``setting``."""
     lstm = build(LSTMConfig(hidden_size=setting.hidden_size), setting)
     references = {mode: call_of(lstm, mode, setting) for mode in MODES}
-    found, unmatched = sizes(setting)
+    found, unmatched = sizes(setting, only)
     if compile:
         found += [(equal, compiling(c, True)) for equal, c in found if hasattr(c, "compile")]
     rows = []

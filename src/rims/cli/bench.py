@@ -33,6 +33,8 @@ class Bench:
     """Also what torch.compile makes of the layer and the cells, or of cores; takes minutes."""
     cores: bool = False
     """Instead, all cores beside nn.LSTM, at RIM's state size and at its parameters."""
+    only: tuple[str, ...] = ()
+    """With --cores: these alone."""
     data: bool = False
     """Instead, what making training batches costs beside the updates that they are for."""
     output: Path | None = None
@@ -55,7 +57,9 @@ class Bench:
                 if what == "data":
                     result = measurements.bench(self.setting, self.repeats, status.update)
                 elif what == "cores":
-                    result = measurements.bench(self.setting, self.repeats, self.compiled, status.update)
+                    result = measurements.bench(
+                        self.setting, self.repeats, self.compiled, self.only, status.update
+                    )
                 else:
                     result = measurements.bench(
                         self.setting, self.repeats, self.sweeps, self.compiled, status.update
