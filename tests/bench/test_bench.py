@@ -7,10 +7,12 @@ import time
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from rims.bench import cores, data, run, table
 from rims.bench.arms import ARMS, Setting, layer, make_call
 from rims.bench.measure import matmul_peak, paired, peak_memory
+from rims.bench.products import products_of
 from rims.cli import main
 from rims.cores import CORES, GRUConfig, LSTMConfig, SLSTMConfig
 from rims.tasks import Balls, Copying
@@ -69,7 +71,12 @@ def test_arms_of_equal_parameters_have_them() -> None:
             assert found == pytest.approx(wanted, rel=0.01)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+NO_BFLOAT16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="torch has no nn.LSTM in bfloat16 on this CPU"
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", pytest.param("bfloat16", marks=NO_BFLOAT16)])
 def test_every_arm_runs_in_every_mode(dtype: str) -> None:
     setting = Setting(**{**vars(TINY), "dtype": dtype})
     for name in ARMS:
@@ -126,6 +133,44 @@ def test_all_cores_as_json_and_markdown(tmp_path, capsys) -> None:
             assert row["parameters"] == pytest.approx(rim["parameters"], rel=0.05)
         assert f"| {row['core']} | {row['size']} | {row['matched']} | {row['parameters']:,} |" in printed
         assert f"| {1e6 * row['timings']['step']['seconds']:.4g} |" in printed
+        # Products are seen one by one but in nn.LSTM, in what skips inactive RIMs, and in attention.
+        assert (row["of_bar"] is None) == (row["products"] is None)
+        assert (row["products"] is None) == (row["core"] in ("rim", "lstm", "transformer"))
+        if row["products"] is not None:
+            assert 0 < row["products"] < row["timings"]["train"]["seconds"]
+            assert f"| {1e6 * row['products']:.4g} | {row['of_bar']:.2f} |" in printed
+
+
+def test_the_products_of_a_call_are_done_again_and_nothing_else() -> None:
+    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(3, 5, requires_grad=True)
+    bias = torch.zeros(5)
+
+    def call() -> None:
+        (torch.addmm(bias.expand(4, 5), x, w).tanh() @ w.mT).sum().backward()
+
+    again, flops = products_of(call)
+    # Two products of 4 x 3 x 5, and two for the gradients of each.
+    assert flops == 6 * 2 * 4 * 3 * 5
+    x.grad = None
+    with FlopCounterMode(display=False) as counter:
+        again()
+    assert counter.get_total_flops() == flops
+    assert x.grad is None
+
+
+def test_the_bar_is_three_times_the_products_and_60_us_a_step(monkeypatch) -> None:
+    """Ten tokens in five steps: products of 10 ms in a core of 40 ms."""
+    setting = Setting(steps=5, batch=2, input_size=3)
+    core = GRUConfig(4).build(3)
+    monkeypatch.setattr(cores, "call_of", lambda *_: lambda: busy(0.04))
+    for seen, expected in ((2.4, None), (2.6, 0.04 / (3 * 0.01 + 5 * 60e-6))):
+        flops = seen * 10 * core.flops_per_step
+        monkeypatch.setattr(cores, "products_of", lambda _, flops=flops: (lambda: busy(0.01), flops))
+        products, of_bar = cores.bar(core, core, setting, repeats=1)
+        if expected is None:
+            assert products is of_bar is None
+        else:
+            assert (products, of_bar) == pytest.approx((0.001, expected), rel=0.2)
 
 
 def test_batches_beside_updates(tmp_path, capsys, monkeypatch) -> None:
@@ -158,6 +203,13 @@ def test_cores_that_cannot_be_matched_have_their_default_size(monkeypatch) -> No
     assert unmatched == [
         "no head_size gives slstm the state size of rim, 36: head_size 2 has 32, head_size 3 has 48"
     ]
+
+
+def test_only_some_cores() -> None:
+    found, _ = cores.sizes(TINY, ["gru", "lstm"])
+    assert {config.name for _, config in found} == {"gru", "lstm"}
+    with pytest.raises(ValueError, match=r"^only is 'elman'; expected one of 'dnc', "):
+        cores.sizes(TINY, ["gru", "elman"])
 
 
 def test_a_core_and_the_reference_share_their_rounds_which_are_few_if_it_is_slow(monkeypatch) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rims.cores import CORES, Core, CoreConfig
+from rims.cores import CORES, Core, CoreConfig, RIMCore
 from rims.cores.base import map_state, reset_state, tensors
 
 INPUT = 5
@@ -139,14 +139,21 @@ def test_a_reset_clears_nan_and_cuts_the_gradient(core: Core) -> None:
         assert part.grad is None or not part.grad.any()
 
 
-def test_rows_are_independent_also_of_nan(core: Core) -> None:
-    x = inputs(core)
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_rows_are_independent_also_of_nan(core: Core, broken: float) -> None:
+    """Values and gradients of the others, bit for bit. But RIM's fast path multiplies active rows alone: how
+    many there are, and with it the rounding, follows from all rows."""
+    x = inputs(core).requires_grad_()
     clean, _ = core(x)
     torch.testing.assert_close(core(x[:, 2:3])[0], clean[:, 2:3], rtol=1e-9, atol=1e-9)
-    x[4, 1] = torch.nan
-    output, _ = core(x)
-    torch.testing.assert_close(output[:, [0, 2, 3]], clean[:, [0, 2, 3]], rtol=1e-9, atol=1e-9)
+    y = x.detach().clone()
+    y[4, 1] = broken
+    output, _ = core(y.requires_grad_())
     assert output[4:, 1].isnan().any(-1).all()
+    others, bound = [0, 2, 3], 1e-9 if isinstance(core, RIMCore) else 0.0
+    torch.testing.assert_close(output[:, others], clean[:, others], rtol=bound, atol=bound)
+    found, expected = (torch.autograd.grad(o[:, others].sum(), i)[0] for o, i in ((output, y), (clean, x)))
+    torch.testing.assert_close(found[:, others], expected[:, others], rtol=bound, atol=bound)
 
 
 def test_every_parameter_is_live_and_counted(core: Core) -> None:
@@ -233,6 +240,32 @@ def test_wrong_inputs(core: Core) -> None:
         core(x[:0])
     with pytest.raises(ValueError, match=r"reset has shape \(4, 9\), torch.bool; expected bool \[9, 4\]"):
         core(x, reset=torch.zeros(4, 9, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_wrong_states(core: Core) -> None:
+    """None is broadcast over the batch, nor taken for one of another kind."""
+    x = inputs(core)
+    _, state = core(x)
+    first, name = (
+        tensors(state)[0],
+        "state" if isinstance(state, torch.Tensor) else f"state.{state._fields[0]}",
+    )
+    for wrong in (map_state(lambda part: part[:1], state), map_state(lambda part: part[..., None], state)):
+        shapes = [tuple(part.shape) for part in (tensors(wrong)[0], first)]
+        with pytest.raises(
+            ValueError, match="^" + re.escape("{} has shape {}; expected {}".format(name, *shapes))
+        ):
+            core(x, wrong)
+    kind = "Tensor" if isinstance(state, torch.Tensor) else type(state).__name__
+    with pytest.raises(ValueError, match=f"^state is a tuple; expected a {kind}$"):
+        core(x, tensors(state))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_wrong_input_sizes(config: CoreConfig, size: int) -> None:
+    with pytest.raises(ValueError, match=f"^input_size is {size}; expected at least 1$"):
+        config.build(size)
 
 
 @pytest.mark.usefixtures("without_shape_checks")

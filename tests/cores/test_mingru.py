@@ -131,6 +131,16 @@ def test_memory_of_a_thousand_steps() -> None:
     assert torch.equal(made(torch.randn(1000, 2, 4), state)[1], state)
 
 
+def test_sizes_by_hand() -> None:
+    """In each layer gate, candidate and the way out, with biases, and a norm; one more norm at the end."""
+    inputs, H, L = 7, 5, 2
+    made = MinGRUConfig(H, L).build(inputs)
+    matrices = L * 3 * inputs * H
+    assert made.num_parameters == matrices + L * (2 * H + inputs + inputs) + inputs
+    assert made.flops_per_step == 2 * matrices
+    assert made.state_size == L * H
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

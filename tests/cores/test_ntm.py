@@ -147,6 +147,19 @@ def test_a_fresh_machine_tells_its_slots_apart() -> None:
     assert (state.memory.std(-1) > 1e-3 * state.memory.abs().mean(-1)).all()
 
 
+def test_it_starts_by_remembering() -> None:
+    """Forget biases start at 1, the others near 0; the controller at 0, reads and logits at random."""
+    core = NTMConfig().build(INPUT)
+    biases = core.input_gates.bias.view(4, 100)
+    assert (biases[1] == 1).all()
+    assert (biases[[0, 2, 3]].abs() < INPUT**-0.5).all()
+    state = core.initial_state(1)
+    assert not state.h.any()
+    assert not state.c.any()
+    assert core.initial_logits.std().item() == pytest.approx(0.2, rel=0.2)
+    assert core.initial_reads.std().item() == pytest.approx(1, rel=0.6)
+
+
 def test_sharpening_of_spread_weights_does_not_vanish() -> None:
     """(1 / 128)^21 is no float32: normalising the powers themselves would divide zero by zero."""
     spread = torch.full((1, 1, 128), 1 / 128)

@@ -144,6 +144,16 @@ def test_memory_is_long_at_first() -> None:
         assert not bias[:, [0, 1, 3]].any()
 
 
+def test_sizes_by_hand() -> None:
+    """A unit is reached by the input and by its own head, four times each."""
+    inputs, N, D = 7, 3, 5
+    core = SLSTMConfig(D, N).build(inputs)
+    matrices = 4 * N * D * (inputs + D)
+    assert core.num_parameters == matrices + 4 * N * D
+    assert core.flops_per_step == 2 * matrices
+    assert core.state_size == 4 * N * D
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

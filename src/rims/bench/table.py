@@ -63,6 +63,8 @@ CORE_HEADER = (
     "train us/token",
     "ratio",
     "quartiles",
+    "products us/token",
+    "of the bar",
     "forward us/token",
     "ratio",
     "one step us",
@@ -81,6 +83,8 @@ def _core_cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{1e6 * train['seconds']:.4g}",
         f"{train['ratio']:.2f}",
         f"{train['ratio_low']:.2f}-{train['ratio_high']:.2f}",
+        "" if row["products"] is None else f"{1e6 * row['products']:.4g}",
+        "" if row["of_bar"] is None else f"{row['of_bar']:.2f}",
         f"{1e6 * forward['seconds']:.4g}",
         f"{forward['ratio']:.2f}",
         f"{1e6 * step['seconds']:.4g}",
@@ -110,7 +114,8 @@ def about(result: dict[str, Any]) -> str:
         return " ".join(
             [
                 f"{where}Medians of up to {result['repeats']} rounds, ratios per round to nn.LSTM of "
-                f"{result['setting']['hidden_size']} units.",
+                f"{result['setting']['hidden_size']} units. Products: "
+                "the matrix products of training alone; the bar is three times these and 60 us a step.",
                 *(f"{text}." for text in result["unmatched"]),
             ]
         )

@@ -30,9 +30,11 @@ class Bench:
     sweeps: bool = True
     """Also measure against active RIMs, steps and batch."""
     compiled: bool = False
-    """Also what torch.compile makes of the layer and the cells; takes minutes."""
+    """Also what torch.compile makes of the layer and the cells, or of cores; takes minutes."""
     cores: bool = False
     """Instead, all cores beside nn.LSTM, at RIM's state size and at its parameters."""
+    only: tuple[str, ...] = ()
+    """With --cores: these alone."""
     data: bool = False
     """Instead, what making training batches costs beside the updates that they are for."""
     output: Path | None = None
@@ -52,8 +54,12 @@ class Bench:
         console = Console(stderr=True)
         with console.status("") as status:
             try:
-                if what != "run":
+                if what == "data":
                     result = measurements.bench(self.setting, self.repeats, status.update)
+                elif what == "cores":
+                    result = measurements.bench(
+                        self.setting, self.repeats, self.compiled, self.only, status.update
+                    )
                 else:
                     result = measurements.bench(
                         self.setting, self.repeats, self.sweeps, self.compiled, status.update

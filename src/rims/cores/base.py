@@ -75,6 +75,18 @@ class Core(nn.Module):
                 f"reset has shape {tuple(reset.shape)}, {reset.dtype}; expected bool {list(x.shape[:2])}"
             )
 
+    def start(self, state: State | None, initial: State) -> State:
+        """The state before step 0: ``state``, or ``initial`` if there is none. Raises ValueError for one of
+        another kind or shape, which might be broadcast unseen."""
+        if state is None:
+            return initial
+        if not isinstance(state, Tensor if isinstance(initial, Tensor) else type(initial)):
+            raise ValueError(f"state is a {type(state).__name__}; expected a {type(initial).__name__}")
+        for name, part, like in zip(names(initial), tensors(state), tensors(initial)):
+            if part.shape != like.shape:
+                raise ValueError(f"{name} has shape {tuple(part.shape)}; expected {tuple(like.shape)}")
+        return state
+
     @property
     def num_parameters(self) -> int:
         """Trainable parameters. All of them are live: the contract tests require a gradient for each."""
@@ -109,6 +121,11 @@ def tensors(state: State) -> tuple[Tensor, ...]:
     return (state,) if isinstance(state, Tensor) else tuple(state)
 
 
+def names(state: State) -> tuple[str, ...]:
+    """What the tensors of a state are called."""
+    return ("state",) if isinstance(state, Tensor) else tuple(f"state.{name}" for name in state._fields)
+
+
 def map_state(function: Any, *states: S) -> S:
     """Apply ``function`` to corresponding tensors of states of one kind; the result is of that kind."""
     first: Any = states[0]
@@ -122,11 +139,9 @@ def reset_state(state: S, initial: S, reset: Bool[Tensor, " B"]) -> S:
 
     Selected with ``where``, never multiplied: a state that holds inf or NaN is cleared as well.
     """
-
-    def choose(now: Tensor, fresh: Tensor) -> Tensor:
-        return torch.where(reset.view(-1, *[1] * (now.dim() - 1)), fresh, now)
-
-    return map_state(choose, state, initial)
+    return map_state(
+        lambda now, fresh: torch.where(reset.view(-1, *[1] * (now.dim() - 1)), fresh, now), state, initial
+    )
 
 
 @dataclass

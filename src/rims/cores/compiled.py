@@ -29,7 +29,7 @@ class StepCore(Core):
         self, inputs: Sequence[Tensor], state: State | None, initial: State, reset: Tensor | None
     ) -> tuple[Tensor, State]:
         """The step over time: see :func:`rims.cores.steps.run_steps`."""
-        start = initial if state is None else state
+        start = self.start(state, initial)
         if not self.compile_step:
             return run_steps(self.step, inputs, start, initial, reset)
         step = partial(compiled_step(type(self)), self)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rims.cores.base import CoreConfig, register
 from rims.cores.compiled import StepCore
+from rims.nn.cell import check_positive
 
 EPSILON = 1e-6
 """The released code's, in cosines and in the usage."""
@@ -268,17 +269,17 @@ class DNCConfig(CoreConfig):
     batch size."""
 
     def build(self, input_size: int) -> DNCCore:
-        for name, least in (
-            ("hidden_size", 1),
-            ("output_size", 1),
-            ("memory_slots", 2),
-            ("memory_width", 1),
-            ("num_reads", 1),
-            ("num_writes", 1),
-            ("clip", 1),
-        ):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_positive(
+            input_size=input_size,
+            hidden_size=self.hidden_size,
+            output_size=self.output_size,
+            memory_width=self.memory_width,
+            num_reads=self.num_reads,
+            num_writes=self.num_writes,
+        )
+        for name, value, least in (("memory_slots", self.memory_slots, 2), ("clip", self.clip, 1)):
+            if not value >= least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
         if self.strength not in ("softplus", "oneplus"):
             raise ValueError(f"strength is {self.strength!r}; expected 'softplus' or 'oneplus'")
         return DNCCore(input_size, **vars(self))

@@ -68,7 +68,7 @@ class EntNetCore(Core):
         gate = F.linear(s, self.keys, self.gate_bias)  # s . w_j + b_j
         candidate = self.from_input(s)[:, :, None] + self.from_key(self.keys)  # V s + W w_j + b
         inputs = (s[..., None], gate[..., None], candidate)
-        return run_steps(self._step, inputs, initial if state is None else state, initial, reset)
+        return run_steps(self._step, inputs, self.start(state, initial), initial, reset)
 
     def _step(self, s: Tensor, gate: Tensor, candidate: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         g = torch.baddbmm(gate, h, s).sigmoid()
@@ -99,5 +99,5 @@ class EntNetConfig(CoreConfig):
     """Numbers of a slot."""
 
     def build(self, input_size: int) -> EntNetCore:
-        check_positive(**vars(self))
+        check_positive(input_size=input_size, **vars(self))
         return EntNetCore(input_size, **vars(self))

@@ -39,7 +39,7 @@ class GRUCore(Core):
             output, h = self.gru(x, state[None])
             return output, h[0]
 
-        return run_segments(segment, x, initial if state is None else state, initial, reset)
+        return run_segments(segment, x, self.start(state, initial), initial, reset)
 
 
 @register
@@ -53,5 +53,5 @@ class GRUConfig(CoreConfig):
     """Units."""
 
     def build(self, input_size: int) -> GRUCore:
-        check_positive(hidden_size=self.hidden_size)
+        check_positive(input_size=input_size, hidden_size=self.hidden_size)
         return GRUCore(input_size, self.hidden_size)

@@ -47,7 +47,7 @@ class LSTMCore(Core):
             output, (h, c) = self.lstm(x, (state.h[None], state.c[None]))
             return output, LSTMState(h[0], c[0])
 
-        return run_segments(segment, x, initial if state is None else state, initial, reset)
+        return run_segments(segment, x, self.start(state, initial), initial, reset)
 
 
 @register
@@ -61,5 +61,5 @@ class LSTMConfig(CoreConfig):
     """Units."""
 
     def build(self, input_size: int) -> LSTMCore:
-        check_positive(hidden_size=self.hidden_size)
+        check_positive(input_size=input_size, hidden_size=self.hidden_size)
         return LSTMCore(input_size, self.hidden_size)

@@ -46,12 +46,16 @@ class MinGRULayer(nn.Module):
         if self.candidate == "positive":
             new = torch.where(new >= 0, new + 0.5, torch.sigmoid(new))
 
-        def step(keep: Tensor, write: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-            h = torch.addcmul(write, keep, h)
-            return h, h
-
         # sigmoid(-z) is 1 - sigmoid(z) without cancellation.
-        return run_steps(step, (torch.sigmoid(-z), torch.sigmoid(z) * new), state, initial, reset)
+        return run_steps(move, (torch.sigmoid(-z), torch.sigmoid(z) * new), state, initial, reset)
+
+
+def move(
+    keep: Float[Tensor, "B H"], write: Float[Tensor, "B H"], h: Float[Tensor, "B H"]
+) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
+    """h after a step, as the step's output and as its state."""
+    h = torch.addcmul(write, keep, h)
+    return h, h
 
 
 class MinGRUCore(Core):
@@ -73,7 +77,7 @@ class MinGRUCore(Core):
         candidate: Literal["linear", "positive"] = "linear",
     ) -> None:
         super().__init__()
-        check_positive(hidden_size=hidden_size, num_layers=num_layers)
+        check_positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         if candidate not in ("linear", "positive"):
             raise ValueError(f"candidate is {candidate!r}; expected 'linear' or 'positive'")
         self.input_size = self.output_size = input_size
@@ -97,7 +101,7 @@ class MinGRUCore(Core):
     ) -> tuple[Float[Tensor, "T B I"], Float[Tensor, "B L H"]]:
         self.check_input(x, reset)
         initial = self.initial_state(x.shape[1])
-        before = (initial if state is None else state).unbind(1)
+        before = self.start(state, initial).unbind(1)
         after = []
         for i, (norm, layer, output) in enumerate(zip(self.norms, self.layers, self.outputs)):
             hidden, last = layer(norm(x), before[i], initial[:, i], reset)

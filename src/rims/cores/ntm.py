@@ -231,6 +231,7 @@ class NTMConfig(CoreConfig):
 
     def build(self, input_size: int) -> NTMCore:
         check_positive(
+            input_size=input_size,
             hidden_size=self.hidden_size,
             output_size=self.output_size,
             memory_slots=self.memory_slots,

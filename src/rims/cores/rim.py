@@ -73,6 +73,8 @@ class RIMCore(Core):
         self, x: Tensor, state: RIMState | Tensor | None, reset: Tensor | None, return_trace: bool
     ) -> tuple[Tensor, RIMState | Tensor, Sequence[Trace]]:
         self.check_input(x, reset)
+        if state is not None:
+            self.start(state, self.initial_state(x.shape[1]))
         hx: tuple[Tensor, Tensor] | Tensor | None = None
         if isinstance(state, Tensor):
             hx = state[None]

@@ -104,7 +104,7 @@ class RMCCore(Core):
         if self.gate != "none":
             i, f = self.input_gates(row).chunk(2, dim=-1)
             inputs.append(torch.cat([i + INPUT_BIAS, f + FORGET_BIAS], dim=-1))
-        return run_steps(self._step, inputs, initial if state is None else state, initial, reset)
+        return run_steps(self._step, inputs, self.start(state, initial), initial, reset)
 
     def _step(self, row: Tensor, row_qkv: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         """``rest``: the input's part of the gates, if there are gates, and the memory."""
@@ -167,6 +167,7 @@ class RMCConfig(CoreConfig):
 
     def build(self, input_size: int) -> RMCCore:
         options = {**vars(self), "key_size": self.head_size if self.key_size is None else self.key_size}
-        check_positive(**{name: value for name, value in options.items() if name != "gate"})
+        sizes = {name: value for name, value in options.items() if name != "gate"}
+        check_positive(input_size=input_size, **sizes)
         check_choice("gate", self.gate, ("unit", "memory", "none"))
         return RMCCore(input_size, **options)

@@ -62,7 +62,7 @@ class SLSTMCore(Core):
         forget_gate: Literal["sigmoid", "exp"] = "sigmoid",
     ) -> None:
         super().__init__()
-        check_positive(head_size=head_size, num_heads=num_heads)
+        check_positive(input_size=input_size, head_size=head_size, num_heads=num_heads)
         if forget_gate not in ("sigmoid", "exp"):
             raise ValueError(f"forget_gate is {forget_gate!r}; expected 'sigmoid' or 'exp'")
         self.head_size = head_size
@@ -97,10 +97,9 @@ class SLSTMCore(Core):
     ) -> tuple[Float[Tensor, "T B H"], SLSTMState]:
         self.check_input(x, reset)
         initial = self.initial_state(x.shape[1])
-        before = initial if state is None else state
         # Heads before the batch, as the batched product with R wants them.
         inputs = self.input(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2).contiguous()
-        output, after = run_steps(self._step, (inputs,), before, initial, reset)
+        output, after = run_steps(self._step, (inputs,), self.start(state, initial), initial, reset)
         return output.flatten(2), after
 
     def _step(

@@ -166,13 +166,9 @@ class TransformerCore(Core):
         if reset is not None and not reset.any():
             reset = None
         rows, past = x.shape[1], 0
-        alike = state is None and reset is None
-        if state is None:
-            state = self.initial_state(rows)
-        else:
-            expected = (rows, len(self.layers), self.window, 2 * self.output_size)
-            if state.cache.shape != expected:
-                raise ValueError(f"state.cache has shape {tuple(state.cache.shape)}; expected {expected}")
+        fresh = state is None
+        state = self.start(state, self.initial_state(rows))
+        if not fresh:
             age = state.age.detach().nan_to_num(nan=self.window)
             age = age if reset is None else age.masked_fill(reset[0], 0.0)
             past = min(self.window, int(age.max()))
@@ -180,7 +176,7 @@ class TransformerCore(Core):
         outputs = []
         resets = repeat(None) if reset is None else reset.split(self.window)
         for chunk, chunk_reset in zip(x.split(self.window), resets):
-            output, state = self._chunk(chunk, state, chunk_reset, past, alike)
+            output, state = self._chunk(chunk, state, chunk_reset, past, alike=fresh and reset is None)
             outputs.append(output)
             past = min(self.window, past + len(chunk))
         return torch.cat(outputs), state
@@ -260,6 +256,7 @@ class TransformerConfig(CoreConfig):
     """How order is told."""
 
     def build(self, input_size: int) -> TransformerCore:
-        check_positive(**{name: value for name, value in vars(self).items() if name != "positions"})
+        sizes = {name: value for name, value in vars(self).items() if name != "positions"}
+        check_positive(input_size=input_size, **sizes)
         check_choice("positions", self.positions, ("rotary", "sinusoidal", "none"))
         return TransformerCore(input_size, **vars(self))
