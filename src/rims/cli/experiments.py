@@ -86,10 +86,10 @@ class Reproduce:
         for line in show.notes(summary):
             print(line)
         print(f"summary: {folder / 'summary.json'}")
-        print(f"page:    rims report {folder}/*")
+        print(f"page:    rims report {folder}")
         if summary["failed"]:
             raise WorkError(
-                f"{len(summary['failed'])} runs failed, see above; to try again, the same command"
+                f"runs failed ({len(summary['failed'])}), see above; to try again, the same command"
             )
 
 
@@ -133,7 +133,7 @@ class Sweep:
         for line in sweep.notes(failed):
             print(line)
         if failed:
-            raise WorkError(f"{len(failed)} runs failed, see above; to try again, the same command")
+            raise WorkError(f"runs failed ({len(failed)}), see above; to try again, the same command")
 
 
 @dataclass
