@@ -15,8 +15,8 @@ from rims.tasks import Task
 from rims.train.config import ModelOptions, RunConfig, TrainingOptions
 
 Scale = Literal["smoke", "small", "short", "paper"]
-"""Seconds, to see that all works; hours on two CPU cores; the paper's sizes for as many updates as "small";
-its sizes and updates."""
+"""Minutes, to see that all works; hours on two CPU cores, a day for images of 14 x 14 and more; the paper's
+sizes for as many updates as "small"; its sizes and updates."""
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
