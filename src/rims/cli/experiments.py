@@ -39,8 +39,8 @@ class Reproduce:
     name: tyro.conf.Positional[str]
     """copying, copying-ablations, adding, smnist, scifar, digits, balls, balls-ood, crops or masking."""
     scale: Literal["smoke", "small", "short", "paper"] = "small"
-    """smoke: minutes, to see that all works; small: hours on two CPU cores, a day for smnist and scifar; short:
-    the paper's sizes for as many updates as small; paper: its sizes and updates."""
+    """smoke: minutes, to see that all works; small: hours on two CPU cores, a day for smnist and scifar;
+    short: the paper's sizes for as many updates as small; paper: its sizes and updates."""
     only: tuple[str, ...] = ()
     """Arms to run; without, all."""
     seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
