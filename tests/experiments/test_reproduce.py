@@ -4,6 +4,8 @@ measured."""
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,8 @@ from rims.cli import main
 from rims.cores import CORES
 from rims.cores.sizes import measure
 from rims.errors import UserError
-from rims.experiments import summary as summaries
 from rims.experiments.grid import Evaluation, is_done, run_grid
-from rims.experiments.reproduce import EXPERIMENTS, SCALES, plan
+from rims.experiments.reproduce import EXPERIMENTS, SCALES, plan, reproduce
 from rims.train.config import RunConfig
 from rims.train.folder import Run
 
@@ -71,12 +72,25 @@ def test_the_paper_scale_is_the_papers() -> None:
     smnist = {arm.name: arm for arm in plan("smnist", "paper").arms}
     assert smnist["rim-6-4"].published == pytest.approx({16: 0.9, 19: 0.734, 24: 0.381})
     assert smnist["rim-6-4"].config.training.learning_rate == 1e-4
-    assert smnist["rim-5-3"].config.core.hidden_size == 510
+    later = smnist["rim-5-3"].config
+    assert (later.core.hidden_size, later.core.num_rims, later.core.num_active) == (510, 5, 3)
+    assert later.training.learning_rate == 1e-3
     ablations = {arm.name: arm for arm in plan("copying-ablations", "paper").arms}
     assert len(ablations) == 1 + 9 + 5 + 8 + 6 + 5
     assert ablations["rim-24-22"].config.core.hidden_size == 2400
     assert ablations["no-communication-4-2"].config.core.hidden_size == 600
     assert not ablations["no-input-attention-1-512"].config.core.input_attention
+
+
+@pytest.mark.parametrize("name", ["copying", "adding", "smnist", "scifar"])
+def test_variants_selections_and_the_authors_later_sizes_are_arms(name: str) -> None:
+    cores = {arm.name: arm.config.core for arm in plan(name, "paper").arms}
+    main = cores["rim-6-4"]
+    assert (main.variant, main.selection) == ("paper", "null")
+    assert cores["rim-6-4-official"] == replace(main, variant="official")
+    assert cores["rim-6-4-competition"] == replace(main, selection="competition")
+    later = replace(main, hidden_size=510, num_rims=5, num_active=3)
+    assert cores["rim-5-3"] == later
 
 
 def test_unknown_names_are_refused_with_those_that_are_known() -> None:
@@ -116,8 +130,25 @@ def test_a_grid_runs_once_and_its_table_holds_what_it_measured(tmp_path: Path, c
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json*")}
     main(f"results {tmp_path / 'summary.json'} --output {tmp_path / 'results.md'}".split())
     page = (tmp_path / "results.md").read_text()
-    assert "| rim-6-4 | 0.000 / 0.000 (at 50 / 200) |" in page
+    assert "| arm | published at 50 / 200 | 5 | 10 |" in page
+    assert "| rim-6-4 | 0.000 / 0.000 |" in page
     assert "Not run: rim-6-3, " in page
+    # Another seed, which another machine has run: asked for alone, it stands beside those that are there.
+    shutil.copytree(tmp_path / "lstm-1", tmp_path / "lstm-7")
+    config = json.loads((tmp_path / "lstm-1" / "config.json").read_text())
+    config["training"]["seed"] = 7
+    (tmp_path / "lstm-7" / "config.json").write_text(json.dumps(config))
+    main(command.replace("rim-6-4 lstm --seeds 2", "lstm --seeds 1 --first-seed 7").split())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {arm["name"]: [run["seed"] for run in arm["runs"]] for arm in summary["arms"]} == {
+        "rim-6-4": [0, 1],
+        "lstm": [0, 1, 7],
+    }
+    # What stands there must still be this experiment's, asked for or not.
+    config["training"] |= {"seed": 1, "clip": 2.0}
+    (tmp_path / "lstm-1" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="lstm-1 was started with other options"):
+        reproduce("copying", "smoke", tmp_path, ["rim-6-4"], 1)
 
 
 @pytest.mark.slow
@@ -133,99 +164,3 @@ def test_a_run_that_fails_stops_no_other(tmp_path: Path) -> None:
     good.training.updates = 5
     with pytest.raises(UserError, match="was started with other options"):
         is_done(tmp_path / "good", good, Evaluation("best"))
-
-
-def example() -> dict:
-    run = {
-        "updates": 10,
-        "seconds": 61.0,
-        "parameters": 1234,
-        "commit": "abcdef0123",
-        "command": "rims reproduce x",
-    }
-    run |= {"cpu": "a CPU", "gpu": None}
-    runs = [
-        {
-            **run,
-            "seed": s,
-            "test": {"8": {"metrics": {"accuracy": v}}, "16": {"metrics": {"accuracy": v / 2, "loss": v}}},
-            "best_validation": {"8": v, "16": v},
-        }
-        for s, v in enumerate((0.5, 0.6, 0.7))
-    ]
-    arms = [
-        {"name": "rim", "published": {"8": 0.9, "16": 0.1}, "runs": runs},
-        {"name": "lstm", "published": {}, "runs": []},
-    ]
-    return {
-        "experiment": "digits",
-        "scale": "small",
-        "source": "nowhere",
-        "metrics": ["accuracy", "loss"],
-        "condition": "resolution",
-        "labels": {"8": "8", "16": "16"},
-        "chance": {"accuracy": 0.1},
-        "references": {},
-        "arms": arms,
-        "impossible": ["ntm-state: none"],
-        "failed": {"lstm-0": "out of luck"},
-    }
-
-
-def test_a_table_from_known_numbers() -> None:
-    header, rows = summaries.table(example(), "accuracy")
-    assert header[2:5] == ["resolution 8", "resolution 16", "paper's rule"]
-    # t(0.975, 2) = 4.303; s = 0.1; 4.303 * 0.1 / sqrt(3) = 0.248
-    half = "±\N{NO-BREAK SPACE}"
-    assert rows[0] == [
-        "rim", "90.0 / 10.0", f"60.0 {half}24.8", f"30.0 {half}12.4", "60.0 / 60.0",
-        "3", "1,234", "10", "1 min 01 s",
-    ]  # fmt: skip
-    assert rows[1][:4] == ["chance", "", "10.0", "10.0"]
-    assert summaries.table(example(), "loss") == (
-        ["arm", "resolution 8", "resolution 16"],
-        [["rim", "–", f"0.600 {half}0.248"]],
-    )
-    text = summaries.markdown([example()])
-    lines = [line.count("|") for line in text.splitlines() if line.startswith("|")]
-    assert lines == [10] * 4 + [4] * 3
-    assert text.count("## digits") == 2
-    assert "Not run: lstm." in text
-    assert "No such size: ntm-state: none." in text
-    assert "Failed: lstm-0: out of luck." in text
-    assert "Commit abcdef0, on a CPU." in text
-
-
-def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    with pytest.raises(UserError, match=r"cannot read .*summary.json: No such file"):
-        summaries.read(path)
-    path.write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        summaries.read(path)
-    path.write_text("{}")
-    with pytest.raises(UserError, match="is no summary of an experiment"):
-        summaries.read(path)
-
-
-def test_a_table_has_labels_and_references() -> None:
-    tests = {c: {"metrics": {"rollout_f1": v}} for c, v in (("4", 0.1), ("40", 0.3), ("678", 0.2))}
-    run = {"seed": 0, "test": tests, "best_validation": {}, "parameters": 1, "updates": 1, "seconds": 1.0}
-    summary = {
-        "metrics": ["rollout_f1"],
-        "condition": "balls",
-        "labels": {"4": "4", "678": "6-8", "40": "4, curtain"},
-        "chance": {},
-        "references": {"last frame": {"4": {"rollout_f1": 0.05}, "678": {"rollout_f1": 0.01}}},
-        "arms": [{"name": "rim", "published": {"4": 0.5, "678": 0.4}, "runs": [run]}],
-    }
-    header, rows = summaries.table(summary, "rollout_f1")
-    assert header[2:5] == ["balls 4", "balls 6-8", "balls 4, curtain"]
-    assert rows[0] == [
-        "rim", "0.500 / 0.400 (at 4 / 6-8)", "0.100", "0.200", "0.300", "1", "1", "1", "1 s"
-    ]  # fmt: skip
-    assert rows[1][:5] == ["last frame", "", "0.050", "0.010", "–"]
-    summary["arms"][0]["published"] = {}
-    header, rows = summaries.table(summary, "rollout_f1")
-    assert header[:2] == ["arm", "balls 4"]
-    assert rows[0][:2] == ["rim", "0.100"]

@@ -138,7 +138,7 @@ def test_the_command_ends_in_the_table(tmp_path: Path, capsys, monkeypatch) -> N
         main([*command.split(), "--folder", str(tmp_path)])
     assert left.value.code == 1
     out, err = capsys.readouterr()
-    assert err == "rims: 1 runs failed, see above; to try again, the same command\n"
+    assert err == "rims: runs failed (1), see above; to try again, the same command\n"
     name = "core.hidden_size=3,training.clip=1.0-0"
     loss = json.loads((tmp_path / name / "summary.json").read_text())["validation"]["loss"]
     assert loss > 0

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from rims.cores import CORES, GRUConfig, LSTMConfig
+from rims.cores import CORES, GRUConfig, LSTMConfig, RIMConfig
 from rims.errors import UserError
+from rims.report.figures import by_condition
 from rims.report.results import COLOURS, display_name, gather
 from rims.tasks import Copying
 
@@ -79,6 +81,29 @@ def test_missing_and_damaged_folders_are_named(make: Make, tmp_path: Path) -> No
     (path / "evaluation.json").write_text('{"conditions": [{"condition": 4}]}')
     with pytest.raises(UserError, match=r"evaluation.json is damaged: KeyError 'metrics'"):
         gather([path])
+
+
+def test_rows_of_a_large_grid_are_called_by_their_arms_and_fit_a_plot(make: Make) -> None:
+    names = [f"arm-{size}" for size in range(2, 22)]
+    variants = ("paper", "official") * 10
+    paths = [
+        make(f"{name}-{seed}", RIMConfig(6 * size, selection="competition", variant=variant), seed)
+        for size, (name, variant) in enumerate(zip(names, variants), 1)
+        for seed in (0, 1)
+    ]
+    (section,) = gather(paths)
+    assert [group.label for group in section.groups] == names
+    colours = [group.colour for group in section.groups]
+    assert len(set(colours[:17])) == 17  # ten cores and seven shades
+    figure = by_condition(section, "recall_accuracy")
+    FigureCanvasAgg(figure).draw()
+    plot, legend = figure.axes[0].get_window_extent(), figure.legends[0].get_window_extent()
+    assert legend.x1 < figure.bbox.x1
+    assert plot.y1 < legend.y0
+    assert plot.height > 0.8 * figure.dpi
+    # In a small one the core says what it is.
+    (section,) = gather([make("x-0", GRUConfig(6)), make("y-0", LSTMConfig(6)), make("z-0", LSTMConfig(7))])
+    assert [g.label for g in section.groups] == ["GRU", "LSTM hidden_size=6", "LSTM hidden_size=7"]
 
 
 def test_every_core_has_a_colour_of_its_own_and_its_papers_spelling() -> None:

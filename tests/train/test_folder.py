@@ -11,7 +11,7 @@ from rims.errors import UserError
 from rims.train.checkpoint import load_model
 from rims.train.config import RunConfig
 from rims.train.fit import train
-from rims.train.folder import Run, write_atomically
+from rims.train.folder import Run, runs_in, write_atomically
 
 
 def full_disk(*_):
@@ -177,6 +177,16 @@ def test_configs_that_do_not_fit(run, part, option, value, message):
     with pytest.raises(UserError, match=message) as caught:
         Run.open(run.path)
     assert "config.json" in str(caught.value)
+
+
+def test_a_folder_of_runs_stands_for_them(tmp_path, config):
+    paths = [Run.create(tmp_path / "grid" / name, config()).path for name in ("b", "a")]
+    (tmp_path / "grid" / "summary.json").write_text("{}")
+    (tmp_path / "grid" / "empty").mkdir()
+    assert runs_in([tmp_path / "grid", paths[0]]) == [paths[1], paths[0], paths[0]]
+    for path in (tmp_path / "grid" / "empty", tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"{path.name} is no run folder"):
+            runs_in([path])
 
 
 def test_configs_survive_json(config):

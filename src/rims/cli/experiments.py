@@ -39,12 +39,14 @@ class Reproduce:
     name: tyro.conf.Positional[str]
     """copying, copying-ablations, adding, smnist, scifar, digits, balls, balls-ood, crops or masking."""
     scale: Literal["smoke", "small", "short", "paper"] = "small"
-    """smoke: seconds, to see that all works; small: hours on two CPU cores; short: the paper's sizes for as
-    many updates as small; paper: its sizes and updates."""
+    """smoke: minutes, to see that all works; small: hours on two CPU cores, a day for smnist and scifar;
+    short: the paper's sizes for as many updates as small; paper: its sizes and updates."""
     only: tuple[str, ...] = ()
     """Arms to run; without, all."""
     seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Seeds of each arm; without, the experiment's 3 or 5."""
+    """How many seeds of each arm; without, the experiment's 3 or 5."""
+    first_seed: int = 0
+    """The first of the seeds: what one machine has, another goes on from, and rims results puts together."""
     folder: Path | None = None
     """Folder of the runs; without, runs/NAME-SCALE. What stands there goes on, or is done."""
     on: Literal["processes", "ray"] = "processes"
@@ -68,8 +70,10 @@ class Reproduce:
             return
         folder = self.folder or Path("runs") / f"{self.name}-{self.scale}"
         where = where_of(self.on, self.workers, self.address, self.retries)
-        summary = module.reproduce(self.name, self.scale, folder, self.only, self.seeds, where)
-        show = importlib.import_module("rims.experiments.summary")
+        summary = module.reproduce(
+            self.name, self.scale, folder, self.only, self.seeds, where, self.first_seed
+        )
+        show = importlib.import_module("rims.experiments.tables")
         first, *more = summary["metrics"]
         header, rows = show.table(summary, first)
         costs = len(show.COSTS)
@@ -82,9 +86,10 @@ class Reproduce:
         for line in show.notes(summary):
             print(line)
         print(f"summary: {folder / 'summary.json'}")
+        print(f"page:    rims report {folder}")
         if summary["failed"]:
             raise WorkError(
-                f"{len(summary['failed'])} runs failed, see above; to try again, the same command"
+                f"runs failed ({len(summary['failed'])}), see above; to try again, the same command"
             )
 
 
@@ -128,23 +133,23 @@ class Sweep:
         for line in sweep.notes(failed):
             print(line)
         if failed:
-            raise WorkError(f"{len(failed)} runs failed, see above; to try again, the same command")
+            raise WorkError(f"runs failed ({len(failed)}), see above; to try again, the same command")
 
 
 @dataclass
 class Results:
-    """Write the page of results from summaries of experiments."""
+    """Write the page of results from summaries of experiments, which add up: arms by name, runs by seed."""
 
     summaries: tyro.conf.Positional[tuple[Path, ...]]
-    """Files summary.json, as rims reproduce writes them."""
+    """Files summary.json, as rims reproduce writes them; several of one experiment make one table."""
     output: Path | None = None
     """File of the page; without, standard output."""
 
     def __call__(self) -> None:
         if not self.summaries:
             raise UserError("results needs at least one summary.json")
-        show = importlib.import_module("rims.experiments.summary")
-        page = show.markdown([show.read(path) for path in self.summaries])
+        summary = importlib.import_module("rims.experiments.summary")
+        page = importlib.import_module("rims.experiments.tables").markdown(summary.merge(self.summaries))
         if self.output is None:
             print(page, end="")
             return

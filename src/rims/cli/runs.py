@@ -20,7 +20,7 @@ from rims.cores.sizes import Match, matched
 from rims.errors import UserError
 from rims.nn.fast.memory import keep_freed_memory
 from rims.train.config import ModelOptions, RunConfig
-from rims.train.folder import Run
+from rims.train.folder import Run, runs_in
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Report:
     """Compare runs: a table here and a page with plots."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of the runs."""
+    """Folders of the runs, or a folder that holds them, such as that of rims reproduce."""
     output: Path | None = None
     """File of the page."""
     data_dir: DataDir = None
@@ -177,11 +177,10 @@ class Report:
     def __call__(self) -> None:
         if not self.runs:
             raise UserError("report needs the folder of at least one run")
-        for folder in self.runs:
-            Run.open(folder)
+        runs = runs_in(self.runs)
         report = importlib.import_module("rims.report")
-        report.print_table(list(self.runs))
-        print(report.write_report(list(self.runs), self.output))
+        report.print_table(runs)
+        print(report.write_report(runs, self.output))
 
 
 def train_in(config: RunConfig, folder: Path, resume: bool) -> None:

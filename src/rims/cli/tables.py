@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from rich import box
@@ -36,5 +37,7 @@ def plain(header: list[str], rows: list[list[str]]) -> Table:
 
 def print_table(table: Table) -> None:
     console = Console()
-    # Into a file or a pipe, a table is never folded to the width that some terminal has.
-    console.print(table, width=None if console.is_terminal else 200)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A file or a pipe has no width: a table is not folded to that of some terminal.
+        console = Console(width=10_000)
+    console.print(table)

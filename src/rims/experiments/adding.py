@@ -12,6 +12,7 @@ from rims.experiments.arms import (
     Setup,
     attention,
     budget,
+    later,
     register,
     rims,
     sized,
@@ -41,7 +42,8 @@ def setup(scale: Scale) -> Setup:
 
 def adding(scale: Scale) -> Grid:
     """Table 5: every row of it is printed as 0.0, with one decimal; 50 steps in training and 200 in tests,
-    and at the paper's scale 500 and 1000 too."""
+    and at the paper's scale 500 and 1000 too. Also the sizes that the author gave later, both variants and
+    both selections."""
     shared = setup(scale)
     unit, sizes = units(scale), attention(scale)
     zero = {50: 0.0, 200: 0.0}
@@ -50,6 +52,11 @@ def adding(scale: Scale) -> Grid:
     if scale == "paper":
         arms += [shared.arm(f"rim-6-{a}-half", rims(a, size=300), zero) for a in (3, 4, 5)]
         arms += [shared.arm(f"rim-9-{a}", rims(a, 9, 900), zero) for a in range(3, 9)]
+    arms += [
+        shared.arm("rim-5-3", later(scale, unit)),
+        shared.arm("rim-6-4-official", replace(main, variant="official")),
+        shared.arm("rim-6-4-competition", replace(main, selection="competition")),
+    ]
     arms.append(shared.arm("lstm", LSTMConfig(hidden_size=6 * unit)))
     others, impossible = shared.others(main)
     arms = unlike([*arms, *others])

@@ -15,8 +15,8 @@ from rims.tasks import Task
 from rims.train.config import ModelOptions, RunConfig, TrainingOptions
 
 Scale = Literal["smoke", "small", "short", "paper"]
-"""Seconds, to see that all works; hours on two CPU cores; the paper's sizes for as many updates as "small";
-its sizes and updates."""
+"""Minutes, to see that all works; hours on two CPU cores, a day for images of 14 x 14 and more; the paper's
+sizes for as many updates as "small"; its sizes and updates."""
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
@@ -53,13 +53,13 @@ class Arm:
     published: dict[int, float] = field(default_factory=dict)
     """The paper's value of the experiment's metric, by condition, where it has one for this arm."""
 
-    def runs(self, folder: Path, seeds: int) -> dict[Path, RunConfig]:
-        """Its runs by their folders."""
+    def runs(self, folder: Path, seeds: Iterable[int]) -> dict[Path, RunConfig]:
+        """Its runs of these seeds, by their folders."""
         return {
             folder / f"{self.name}-{seed}": replace(
                 self.config, training=replace(self.config.training, seed=seed)
             )
-            for seed in range(seeds)
+            for seed in seeds
         }
 
 
@@ -172,6 +172,12 @@ def budget(scale: Scale, updates: int, every: int, **options: Any) -> TrainingOp
 def rims(active: int, rims: int = 6, size: int = 600, **options: Any) -> RIMConfig:
     """``active`` of ``rims`` RIMs of ``size`` units together, with the paper's dropout."""
     return RIMConfig(hidden_size=size, num_rims=rims, num_active=active, **{**DROPOUT, **options})
+
+
+def later(scale: Scale, unit: int) -> RIMConfig:
+    """The sizes that an author gave later, in an answer to an issue of the released code (number 2): 510
+    units, 5 RIMs, 3 active. With RIMs of ``unit`` units where the scale has fewer than the paper."""
+    return rims(3, 5, sized(scale, 5 * unit, 5 * unit, 510), **attention(scale))
 
 
 def unlike(arms: Iterable[Arm]) -> list[Arm]:

@@ -12,6 +12,7 @@ from rims.experiments.arms import (
     Setup,
     attention,
     budget,
+    later,
     register,
     rims,
     sized,
@@ -57,8 +58,7 @@ def grid(shared: Setup, scale: Scale, seeds: int, published: dict[str, dict[int,
         shared.arm("rim-6-4", main, published.get("rim-6-4")),
         shared.arm("rim-6-5", rims(5, size=6 * unit, **sizes), published.get("rim-6-5")),
         shared.arm("rim-6-6", rims(6, size=6 * unit, **sizes), published.get("rim-6-6")),
-        # Answer of an author to RIMs issue 2: 510 units, 5 RIMs, 3 active.
-        shared.arm("rim-5-3", rims(3, 5, sized(scale, 5 * unit, 5 * unit, 510), **sizes)),
+        shared.arm("rim-5-3", later(scale, unit)),
         shared.arm("rim-6-4-official", rims(4, size=6 * unit, variant="official", **sizes)),
         shared.arm("rim-6-4-competition", rims(4, size=6 * unit, selection="competition", **sizes)),
         shared.arm("lstm-half", LSTMConfig(hidden_size=3 * unit), published.get("lstm-half")),
@@ -78,7 +78,11 @@ def smnist(scale: Scale) -> Grid:
         "rim-6-5": accuracy(88.3, 43.1, 22.1),
         "rim-6-6": accuracy(85.5, 56.2, 30.9),
     }
-    return grid(setup(task, scale, rate, updates, EPOCH // 2), scale, 3, {**rim, **PUBLISHED})
+    found = grid(setup(task, scale, rate, updates, EPOCH // 2), scale, 3, {**rim, **PUBLISHED})
+    for arm in found.arms:
+        if arm.name == "rim-5-3":
+            arm.config.training.learning_rate = 1e-3  # given with those sizes
+    return found
 
 
 def scifar(scale: Scale) -> Grid:

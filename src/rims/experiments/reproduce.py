@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rims.errors import UserError
 from rims.experiments import adding, balls, copying, images
 from rims.experiments.arms import EXPERIMENTS, SCALES, Grid, Scale
-from rims.experiments.grid import Evaluation, seed_by_seed
-from rims.experiments.summary import summarise
+from rims.experiments.grid import Evaluation, not_done, seed_by_seed
+from rims.experiments.summary import CHECKPOINT, standing, summarise
 from rims.experiments.where import HERE, Where
 from rims.train.folder import write_file
 
@@ -26,8 +28,14 @@ def plan(name: str, scale: Scale, only: Sequence[str] = (), seeds: int | None = 
         raise UserError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
     if seeds is not None and seeds < 1:
         raise UserError(f"seeds is {seeds}; expected at least 1")
-    grid = EXPERIMENTS[name].build(scale).only(only)
+    grid = copy.deepcopy(_built(name, scale)).only(only)
     return Grid(grid.arms, seeds or grid.seeds, grid.impossible)
+
+
+@cache
+def _built(name: str, scale: Scale) -> Grid:
+    """The whole grid, whose fair sizes take a second to find."""
+    return EXPERIMENTS[name].build(scale)
 
 
 def reproduce(
@@ -37,19 +45,27 @@ def reproduce(
     only: Sequence[str] = (),
     seeds: int | None = None,
     where: Where = HERE,
+    first_seed: int = 0,
 ) -> dict[str, Any]:
-    """Run what is not done yet, seed by seed, and return the summary, written to ``folder/summary.json``
-    too.
+    """Run what is not done yet of the seeds from ``first_seed`` on, seed by seed, and return the summary,
+    written to ``folder/summary.json`` too.
 
     Raises UserError for unknown names and folders that hold other runs, and as ``where`` does; Interrupted
     after Ctrl-C.
     """
     grid = plan(name, scale, only, seeds)
+    if first_seed < 0:
+        raise UserError(f"first seed is {first_seed}; expected at least 0")
+    testing = Evaluation(CHECKPOINT, EXPERIMENTS[name].test_sequences)
+    # All arms, asked for or not: what stands there from an earlier call belongs into the table too, if it is
+    # the same experiment still. Better to say that it is not before hours of work.
+    whole = plan(name, scale)
+    for arm in whole.arms:
+        not_done(standing(arm, folder), testing)
     grid.arms[0].config.task.prepare()  # one download, not one for each process
-    runs = seed_by_seed(arm.runs(folder, grid.seeds) for arm in grid.arms)
-    failed = where.run(runs, Evaluation("best", EXPERIMENTS[name].test_sequences))
-    # All arms, run or not: what stands there from an earlier call belongs into the table too.
-    whole = plan(name, scale, (), seeds)
+    wanted = range(first_seed, first_seed + grid.seeds)
+    runs = seed_by_seed(arm.runs(folder, wanted) for arm in grid.arms)
+    failed = where.run(runs, testing)
     summary = summarise(name, scale, whole, folder, failed)
     write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary

@@ -1,8 +1,13 @@
-"""A grid's runs as one small file of plain values, and that as tables."""
+"""A grid's runs as one small file of plain values; such files put together.
+
+Run folders are large, and made in several sessions and on several machines. What is kept are these files, and
+they add up: arms by name, runs by seed.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,22 +15,32 @@ from typing import Any
 from rims.errors import UserError
 from rims.experiments.arms import EXPERIMENTS, Arm, Grid, Scale
 from rims.report import words
-from rims.report.statistics import estimate
+from rims.report.results import options
+from rims.tasks import TASKS
+from rims.train.checkpoint import Which
+from rims.train.config import RunConfig
 from rims.train.folder import Run
+
+CHECKPOINT: Which = "best"
+"""What is tested: the weights of the lowest validation loss under the training condition."""
+
+KEYS = (
+    "experiment", "scale", "source", "metrics", "task", "condition", "labels", "chance", "references", "arms",
+    "failed",
+)  # fmt: skip
+"""What a summary holds."""
 
 
 def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Path, str]) -> dict[str, Any]:
-    """What the runs in ``folder`` have measured; runs that have not ended are left out, and named."""
+    """What the runs of the grid's arms in ``folder`` have measured, whichever seeds stand there. Runs that
+    have not ended are left out, and so are arms that have none."""
     experiment, task = EXPERIMENTS[name], grid.arms[0].config.task
-    arms: list[dict[str, Any]] = [
-        {
-            "name": arm.name,
-            "published": {str(c): value for c, value in arm.published.items()},
-            "config": arm.config.to_json(),
-            "runs": list(_runs(arm, grid.seeds, folder, experiment.metrics)),
-        }
-        for arm in grid.arms
-    ]
+    arms: list[dict[str, Any]] = []
+    for arm in grid.arms:
+        if runs := [*_runs(arm, folder, experiment.metrics)]:
+            published = {str(c): value for c, value in arm.published.items()}
+            config = arm.config.to_json()
+            arms.append({"name": arm.name, "published": published, "config": config, "runs": runs})
     tested = {int(c) for arm in arms for run in arm["runs"] for c in run["test"]}
     order = [*task.test_conditions] if task.categorical else []
     return {
@@ -39,18 +54,26 @@ def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Pa
         "chance": {metric: value for metric, value in task.chance().items() if metric in experiment.metrics},
         "references": _references(grid, folder, experiment.metrics),
         "arms": arms,
-        "impossible": grid.impossible,
         "failed": {run.name: why for run, why in failed.items()},
     }
 
 
-def _runs(arm: Arm, seeds: int, folder: Path, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for path, config in arm.runs(folder, seeds).items():
-        if not (path / "config.json").exists():
-            continue
+def standing(arm: Arm, folder: Path) -> dict[Path, RunConfig]:
+    """The arm's runs that stand in ``folder``, by seed."""
+    name = re.compile(rf"{re.escape(arm.name)}-(0|[1-9][0-9]*)")
+    found = (name.fullmatch(path.parent.name) for path in folder.glob("*/config.json"))
+    return arm.runs(folder, sorted(int(match[1]) for match in found if match))
+
+
+def _runs(arm: Arm, folder: Path, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for path, config in standing(arm, folder).items():
         run = Run.open(path)
         summary, evaluation = run.read_json("summary.json"), run.read_json("evaluation.json")
         if summary is None or evaluation is None:
+            continue
+        # Tests that a user has made of other weights are none of the experiment.
+        tests = [row for row in evaluation["conditions"] if row["checkpoint"] == CHECKPOINT]
+        if not tests:
             continue
         versions = run.read_json("versions.json") or [{}]
         yield {
@@ -68,7 +91,7 @@ def _runs(arm: Arm, seeds: int, folder: Path, metrics: Sequence[str]) -> Iterato
                     "update": row["update"],
                     "sequences": row["sequences"],
                 }
-                for row in evaluation["conditions"]
+                for row in tests
             },
             "best_validation": _best_validations(run, metrics[0]),
         }
@@ -82,8 +105,8 @@ def _references(grid: Grid, folder: Path, metrics: Sequence[str]) -> dict[str, d
     """By name and condition, what predictors that learn nothing score: the same for all runs, so those of the
     first that has them."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for path in (path for arm in grid.arms for path in arm.runs(folder, grid.seeds)):
-        evaluation = Run.open(path).read_json("evaluation.json") if (path / "config.json").exists() else None
+    for path in (path for arm in grid.arms for path in standing(arm, folder)):
+        evaluation = Run.open(path).read_json("evaluation.json")
         for row in (evaluation or {"conditions": []})["conditions"]:
             for name, measured in row.get("references", {}).items():
                 found.setdefault(name, {}).setdefault(str(row["condition"]), _only(measured, metrics))
@@ -105,10 +128,8 @@ def read(path: Path) -> dict[str, Any]:
     """A summary that was written. Raises UserError when it is none."""
     try:
         summary = json.loads(path.read_text())
-        if not {"experiment", "scale", "metrics", "arms"} <= set(summary):
-            raise UserError(
-                f"{path} is no summary of an experiment: expected experiment, scale, metrics and arms"
-            )
+        if missing := [name for name in KEYS if name not in summary]:
+            raise UserError(f"{path} is no summary of an experiment: it has no {missing[0]}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
@@ -116,137 +137,105 @@ def read(path: Path) -> dict[str, Any]:
     return summary
 
 
-def conditions(summary: dict[str, Any]) -> list[int]:
-    """Every condition that was tested, in the order of their labels."""
-    tested = {c for arm in summary["arms"] for run in arm["runs"] for c in run["test"]}
-    return [int(c) for c in summary["labels"] if c in tested]
+def merge(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The files' summaries, of which those of one experiment at one scale become one, in the order of the
+    files: arms by name, runs by seed. A run that several files hold counts once.
+
+    Raises UserError for files that are no summaries, for an arm that two of them give other options, and for
+    a seed of it that they give other numbers.
+    """
+    wholes: dict[tuple[str, str], _Whole] = {}
+    for path in paths:
+        summary = read(path)
+        wholes.setdefault((summary["experiment"], summary["scale"]), _Whole(summary)).add(path, summary)
+    return [whole.summary() for whole in wholes.values()]
 
 
-def label(summary: dict[str, Any], condition: int | str) -> str:
-    """A condition as people read it."""
-    return str(summary["labels"].get(str(condition), condition))
+class _Whole:
+    """Summaries of one experiment at one scale, put together."""
+
+    def __init__(self, first: dict[str, Any]) -> None:
+        self.first = first
+        self.metrics: dict[str, None] = {}
+        self.labels: dict[str, str] = {}
+        self.known: dict[str, dict[str, Any]] = {"chance": {}, "references": {}}
+        self.failed: dict[str, str] = {}
+        self.arms: dict[str, dict[str, Any]] = {}
+        """Without their runs."""
+        self.runs: dict[str, dict[int, dict[str, Any]]] = {}
+        """By arm and seed."""
+        self.files: dict[tuple[str, int] | str, Path] = {}
+        """Where an arm, and a run of it, were read first."""
+
+    def add(self, path: Path, summary: dict[str, Any]) -> None:
+        self.metrics |= dict.fromkeys(summary["metrics"])
+        self.labels |= summary["labels"]
+        self.failed |= summary["failed"]
+        for name in ("chance", "references"):
+            for key, value in summary[name].items():
+                self.known[name].setdefault(key, value)
+        for arm in summary["arms"]:
+            if arm["runs"]:
+                self._add_arm(path, arm)
+
+    def _add_arm(self, path: Path, arm: dict[str, Any]) -> None:
+        name = arm["name"]
+        before = self.files.setdefault(name, path)
+        known = self.arms.setdefault(name, {key: value for key, value in arm.items() if key != "runs"})
+        try:
+            found = differences(known["config"], arm["config"])
+        except UserError as error:
+            raise UserError(f"{path}, {name}: {error}") from error
+        for option, ours, theirs in found:
+            raise UserError(
+                f"{before} and {path} have other options for {name}: {option} is {ours!r} and {theirs!r}"
+            )
+        runs = self.runs.setdefault(name, {})
+        for run in arm["runs"]:
+            before = self.files.setdefault((name, run["seed"]), path)
+            one, other = _numbers(runs.setdefault(run["seed"], run)), _numbers(run)
+            for what in one | other:
+                if one.get(what) != other.get(what):
+                    raise UserError(
+                        f"{before} and {path} have other numbers for {name}, seed {run['seed']}: "
+                        f"{what} is {one.get(what)} and {other.get(what)}"
+                    )
+
+    def summary(self) -> dict[str, Any]:
+        """As :func:`summarise` makes it."""
+        ended = {f"{name}-{seed}" for name, runs in self.runs.items() for seed in runs}
+        task = TASKS.get(self.first["task"])
+        ordered = self.labels if task and task.categorical else sorted(self.labels, key=int)
+        return {
+            **self.first,
+            **self.known,
+            "metrics": [*self.metrics],
+            "labels": {condition: self.labels[condition] for condition in ordered},
+            "arms": [
+                {**arm, "runs": [run for _, run in sorted(self.runs[name].items())]}
+                for name, arm in self.arms.items()
+            ],
+            "failed": {run: why for run, why in self.failed.items() if run not in ended},
+        }
 
 
-RULE = "paper's rule"
-COSTS = ("seeds", "parameters", "updates", "time")
-"""The last columns of a table."""
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The options, but for the seed, in which two configurations differ, with both values. An option that one
+    of them was written without has its default there.
 
-OPTIONAL = ("published", RULE)
-"""Columns that not every experiment has."""
-
-
-def table(summary: dict[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, of the arms that have run: what ``metric`` is at each condition; with the first metric
-    also published numbers and the paper's rule, where there are any, and :data:`COSTS`."""
-    columns, first = conditions(summary), metric == summary["metrics"][0]
-    header = ["arm", *(f"{summary['condition']} {label(summary, c)}" for c in columns)]
-    if first:
-        header = [*header[:1], "published", *header[1:], RULE, *COSTS]
-    rows = []
-    for arm in summary["arms"]:
-        runs = arm["runs"]
-        if not runs:
-            continue
-        published = " / ".join(words.value(metric, v) for v in arm["published"].values())
-        if arm["published"] and [*map(int, arm["published"])] != columns:
-            published += f" (at {' / '.join(label(summary, c) for c in arm['published'])})"
-        row = [arm["name"], *[published] * first]
-        for condition in map(str, columns):
-            tests = [run["test"][condition]["metrics"] for run in runs if condition in run["test"]]
-            row.append(_estimated(metric, [test[metric] for test in tests if metric in test]))
-        rows.append(row)
-        if not first:
-            continue
-        shifted = [str(c) for c in columns if all(str(c) in run["best_validation"] for run in runs)]
-        rule = [_mean(metric, [run["best_validation"][c] for run in runs]) for c in shifted]
-        row.append(" / ".join(rule) if len(shifted) > 1 else "")
-        row.append(str(len(runs)))
-        row.append(_same([run["parameters"] for run in runs]))
-        row.append(_same([run["updates"] for run in runs]))
-        row.append(words.duration(estimate([run["seconds"] for run in runs]).mean))
-    known = {"chance": dict.fromkeys(map(str, columns), summary["chance"])} if summary["chance"] else {}
-    for name, at in {**known, **summary["references"]}.items():
-        values = [at.get(str(c), {}).get(metric) for c in columns]
-        if any(value is not None for value in values):
-            cells = [words.MISSING if v is None else words.value(metric, v) for v in values]
-            rows.append([name, *cells] if not first else [name, "", *cells, "", *[""] * len(COSTS)])
-    kept = [i for i, name in enumerate(header) if name not in OPTIONAL or any(row[i] for row in rows)]
-    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    Raises UserError for a configuration that this version cannot read.
+    """
+    ours, theirs = (options(RunConfig.from_json(config)) for config in (one, other))
+    pairs = [(name, ours.get(name), theirs.get(name)) for name in ours | theirs]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
-def title(summary: dict[str, Any], metric: str) -> str:
-    """What the table of the metric shows."""
-    unit = words.unit(metric)
-    what = f"{words.title(metric)}{', ' * bool(unit)}{unit}"
-    return f"{summary['experiment']} ({summary['source']}), scale {summary['scale']}: {what}"
-
-
-def notes(summary: dict[str, Any]) -> list[str]:
-    """What the reader must know."""
-    lines = [
-        "Mean and 95 % interval over seeds of fresh test sequences, at the checkpoint of the lowest "
-        "validation loss under the training condition."
-    ]
-    if RULE in table(summary, summary["metrics"][0])[0]:
-        lines[0] += (
-            " The paper's rule: for each condition the best validation at that condition, which is "
-            "out-of-distribution selection; mean over seeds."
-        )
-    if any(arm["published"] for arm in summary["arms"]) and summary["scale"] != "paper":
-        lines.append(
-            "Published numbers are of the paper's sizes, sequences and updates, not of this scale's."
-        )
-    missing = [arm["name"] for arm in summary["arms"] if not arm["runs"]]
-    if missing:
-        lines.append(f"Not run: {', '.join(missing)}.")
-    lines += [f"No such size: {text}." for text in summary["impossible"]]
-    lines += [f"Failed: {run}: {why}." for run, why in summary["failed"].items()]
-    return lines
-
-
-def provenance(summary: dict[str, Any]) -> str:
-    """Commits and commands behind the rows."""
-    runs = [run for arm in summary["arms"] for run in arm["runs"]]
-    commits = sorted({(run["commit"] or "unknown")[:7] for run in runs})
-    commands = sorted({run["command"] for run in runs if run["command"]})
-    machines = sorted({run["gpu"] or run["cpu"] for run in runs if run["gpu"] or run["cpu"]})
-    return (
-        f"Command: `rims reproduce {summary['experiment']} --scale {summary['scale']}`"
-        + "".join(f" (runs started by `{command}`)" for command in commands if "reproduce" not in command)
-        + f". Commit {', '.join(commits)}, on {', '.join(machines)}."
-    )
-
-
-def markdown(summaries: Sequence[dict[str, Any]]) -> str:
-    """docs/results.md."""
-    lines = [
-        "# Results",
-        "",
-        "Made by `rims results results/*.json --output docs/results.md`; do not edit.",
-        "",
-    ]
-    for summary in summaries:
-        for metric in summary["metrics"]:
-            header, rows = table(summary, metric)
-            first = metric == summary["metrics"][0]
-            lines += [f"{'#' * (3 - first)} {title(summary, metric)}", ""]
-            lines += [provenance(summary), ""] * first
-            text = 1 + ("published" in header)  # columns of words
-            lines += ["| " + " | ".join(header) + " |", "|" + "---|" * text + "---:|" * (len(header) - text)]
-            lines += ["| " + " | ".join(row) + " |" for row in rows]
-            lines += ["", *[f"{note}\n" for note in notes(summary)] * first]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _estimated(metric: str, values: Sequence[float]) -> str:
-    return words.with_spread(metric, estimate(values)) if values else words.MISSING
-
-
-def _mean(metric: str, values: Sequence[float]) -> str:
-    return words.value(metric, estimate(values).mean)
-
-
-def _same(values: Sequence[int]) -> str:
-    """One number, or the range."""
-    low, high = min(values), max(values)
-    return words.whole(low) if low == high else f"{words.whole(low)}-{words.whole(high)}"
+def _numbers(run: dict[str, Any]) -> dict[str, str]:
+    """All that was measured, to the last digit."""
+    tests = {
+        f"{metric} at {condition}": repr(value)
+        for condition, row in run["test"].items()
+        for metric, value in row["metrics"].items()
+    }
+    best = {f"the best validation at {c}": repr(value) for c, value in run["best_validation"].items()}
+    return tests | best

@@ -129,7 +129,7 @@ class Sweep:
         if any(option.startswith("task.") for option in self.options):
             lines.append("Losses on tasks with other options are not comparable.")
         lines += [f"Failed: {folder.name}: {why}" for folder, why in failed.items()]
-        return [*lines, f"page:   rims report {self.folder}/*"]
+        return [*lines, f"page:   rims report {self.folder}"]
 
 
 def _parse(base: RunConfig, text: str) -> tuple[str, list[Any]]:

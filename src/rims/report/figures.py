@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rims.report import words
 from rims.report.activity import Activity
-from rims.report.results import Group, Section
+from rims.report.results import MANY, Group, Section
 from rims.report.statistics import Estimate, estimate
 from rims.report.video import Rollout
 
@@ -95,6 +95,7 @@ def by_condition(section: Section, metric: str) -> Figure:
     figure, axes = _axes(
         groups, metric, markers=True, references=[*references], joined=not section.task.categorical
     )
+    many = len(groups) > MANY
     task, seen = section.task, {c for group in groups for c in group.measured(metric)} | {*section.trained}
     conditions = [c for c in section.conditions if c in seen] if task.categorical else sorted(seen)
     if task.categorical:
@@ -102,8 +103,16 @@ def by_condition(section: Section, metric: str) -> Figure:
     else:
         for group in groups:
             measured = group.measured(metric)
-            _curve(axes, group, list(measured), list(measured.values()), marker=group.marker, clip_on=False)
-            for result in group.results if group.seeds > 1 else ():
+            _curve(
+                axes,
+                group,
+                list(measured),
+                list(measured.values()),
+                faint=0.05 if many else 0.15,
+                marker=group.marker,
+                clip_on=False,
+            )
+            for result in group.results if group.seeds > 1 and not many else ():
                 seed = {
                     c: values[metric] for c, values in sorted(result.evaluation.items()) if metric in values
                 }
@@ -176,6 +185,7 @@ def learning(section: Section, metric: str) -> Figure:
     splits = ("training", "validation")
     groups = [group for group in section.groups if any(group.curve(split, metric)[0] for split in splits)]
     figure, axes = _axes(groups, metric, markers=False)
+    many = len(groups) > MANY
     # Losses often fall by decades, and an interval around their mean could reach below zero: take logarithms.
     seen = [
         value for group in groups for split in splits for at in group.curve(split, metric)[1] for value in at
@@ -192,8 +202,8 @@ def learning(section: Section, metric: str) -> Figure:
                     updates, means, color=group.colour, linewidth=1.0, linestyle=(0, (1, 1.2)), alpha=0.8
                 )
             else:
-                _curve(axes, group, updates, estimates, back)
-        if group.seeds > 1:
+                _curve(axes, group, updates, estimates, back, 0.05 if many else 0.15)
+        if group.seeds > 1 and not many:
             for result in group.results:
                 axes.plot(*result.curve("validation", metric), color=group.colour, linewidth=0.7, alpha=0.45)
     if into is math.log:
@@ -363,7 +373,11 @@ def _axes(
     joined: bool = True,
 ) -> tuple[Figure, Axes]:
     """The legend names groups, as points that a line joins or not, and references."""
-    figure = Figure(figsize=(WIDTH, 3.0))
+    labels = [*(group.label for group in groups), *references]
+    size = 8.0 if len(groups) > MANY else 9.5
+    columns = max(1, min(len(labels), int(456 / size / (max(map(len, labels)) + 7))))
+    rows = math.ceil(len(labels) / columns)
+    figure = Figure(figsize=(WIDTH, 3.0 + 0.02 * size * max(0, rows - 3)))  # a long legend takes no plot
     axes = figure.add_subplot()
     unit = words.unit(metric)
     axes.set_title(words.title(metric) + (f", {unit}" if unit else ""))
@@ -382,9 +396,7 @@ def _axes(
         matplotlib.lines.Line2D([], [], color=MUTED, linewidth=1.0, linestyle=dashes)
         for dashes, _ in zip(DASHES, references)
     ]
-    labels = [*(group.label for group in groups), *references]
-    columns = max(1, min(len(labels), int(48 / (max(map(len, labels)) + 7))))
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=size)
     return figure, axes
 
 
@@ -394,6 +406,7 @@ def _curve(
     x: list[int],
     values: list[Estimate],
     back: Callable[[float], float] = float,
+    faint: float = 0.15,
     **style: Any,
 ) -> None:
     """A mean, and a band where there is an interval; ``back`` undoes what was done to the values."""
@@ -401,7 +414,7 @@ def _curve(
     if group.seeds > 1:
         low = [back(value.mean - (value.half_width or 0.0)) for value in values]
         high = [back(value.mean + (value.half_width or 0.0)) for value in values]
-        axes.fill_between(x, low, high, color=group.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=group.colour, alpha=faint, linewidth=0)
 
 
 def _value_axis(axes: Axes, section: Section, metric: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import rims
 from rims.errors import UserError
 from rims.report import activity, words
-from rims.report.results import Result, Section, gather, key_settings
+from rims.report.results import MANY, Result, Section, gather, key_settings
 from rims.report.screening import screening
 from rims.tasks.video import VideoTask
 from rims.train.folder import write_atomically
@@ -121,6 +121,7 @@ def _section(section: Section, plots: Plots) -> dict[str, Any]:
         "rows": [_row(section, index) for index in range(len(section.groups))],
         "references": [_reference(section, name) for name in section.references],
         "seeds": any(group.seeds > 1 for group in section.groups),
+        "many": len(section.groups) > MANY,
         "sequences": sorted({count for result in section.results for count in result.sequences.values()}),
         "results": _result_plots(section, plots),
         "curves": _curve_plots(section, plots),

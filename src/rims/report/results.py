@@ -34,6 +34,12 @@ COLOURS = {
 SPELLING = {"entnet": "EntNet", "mingru": "minGRU", "slstm": "sLSTM"}
 """Names of cores that their papers write in a way of their own."""
 
+MANY = 8
+"""Groups beyond which a plot has no room for each seed, and little for intervals."""
+
+LEGIBLE = 24
+"""Letters of a label that a plot's legend has room for."""
+
 MARKERS = "osD^vPX*"
 """A group's marker, so that colour is never the only difference."""
 
@@ -404,6 +410,29 @@ def _label(groups: list[Group]) -> None:
         for group in alike:
             if sum(other.options == group.options for other in alike) > 1:
                 group.label += f" {group.first.name}"
+    # In a grid of many cores and options, its rows' own names say more in less.
+    arms = {arm for group in groups if (arm := _arm(group))}
+    longest = max(len(group.label) for group in groups)
+    if len(arms) == len(groups) and max(map(len, arms)) < longest > LEGIBLE:
+        for group in groups:
+            group.label, group.named = str(_arm(group)), []
+
+
+def _arm(group: Group) -> str | None:
+    """The group's name where all its folders are called by it and their seeds, as those of grids are."""
+    ends = all(result.name.endswith(f"-{result.seed}") for result in group.results)
+    names = {result.name.removesuffix(f"-{result.seed}") for result in group.results}
+    return names.pop() if ends and len(names) == 1 else None
+
+
+def _shade(colour: str | None, taken: set[str]) -> str:
+    """A lighter or darker form of the colour that no other group has; grey where there is none."""
+    channels = [int((colour or "#777777")[i : i + 2], 16) for i in (1, 3, 5)]
+    for part, towards in ((0.35, 255), (0.35, 0), (0.6, 255), (0.6, 0), (0.2, 255), (0.2, 0), (0.75, 255)):
+        shade = "#" + "".join(f"{round(c + part * (towards - c)):02x}" for c in channels)
+        if shade not in taken:
+            return shade
+    return "#777777"
 
 
 def _colour(groups: list[Group]) -> None:
@@ -412,7 +441,7 @@ def _colour(groups: list[Group]) -> None:
     for index, group in enumerate(groups):
         own = COLOURS.get(group.core)
         if own is None or own in taken:
-            own = free.pop(0) if free else "#777777"
+            own = free.pop(0) if free else _shade(own, taken)
         group.colour = own
         group.marker = MARKERS[index % len(MARKERS)]
         taken.add(own)

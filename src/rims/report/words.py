@@ -10,6 +10,8 @@ from rims.report.statistics import Estimate
 
 MISSING = "–"
 
+_SPACE = "\N{NO-BREAK SPACE}"
+
 
 def title(metric: str) -> str:
     """A metric's name in words: ``recall_accuracy`` is ``recall accuracy``."""
@@ -48,12 +50,12 @@ def value(metric: str, number: float) -> str:
 
 
 def with_unit(metric: str, number: float) -> str:
-    return f"{value(metric, number)}\N{NO-BREAK SPACE}{unit(metric)}".strip()
+    return f"{value(metric, number)}{_SPACE}{unit(metric)}".strip()
 
 
 def spread(metric: str, estimate: Estimate) -> str:
     """The half-width of the interval, with its sign; empty for a single seed, which has none."""
-    return "" if estimate.half_width is None else f"±\N{NO-BREAK SPACE}{value(metric, estimate.half_width)}"
+    return "" if estimate.half_width is None else f"±{_SPACE}{value(metric, estimate.half_width)}"
 
 
 def with_spread(metric: str, estimate: Estimate) -> str:
@@ -83,8 +85,8 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+        return f"{hours}{_SPACE}h {minutes:02d}{_SPACE}min"
+    return f"{minutes}{_SPACE}min {rest:02d}{_SPACE}s" if minutes else f"{rest}{_SPACE}s"
 
 
 def updates(group: Group) -> str:
@@ -103,7 +105,7 @@ def settings(chosen: dict[str, Any]) -> str:
 
 
 def seeds(count: int) -> str:
-    return f"{count}\N{NO-BREAK SPACE}seed" + "s" * (count != 1)
+    return f"{count}{_SPACE}seed" + "s" * (count != 1)
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -134,6 +134,18 @@ class Run:
             leftover.unlink(missing_ok=True)
 
 
+def runs_in(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among ``paths``, and of a folder of run folders, those in it, by name.
+
+    Raises UserError for a path that is neither.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
+        found += [config.parent for config in inside] or [Run.open(path).path]
+    return found
+
+
 def write_file(path: Path, text: str) -> None:
     """:func:`write_atomically` for a file that a user named. Raises UserError when it cannot be written."""
     try:
