@@ -58,9 +58,11 @@ def strip(rows: Mapping[str, np.ndarray], numbers: Sequence[int], feed_in: int) 
     rows = {textwrap.fill(name, LETTERS, break_long_words=False): shown for name, shown in rows.items()}
     longest = max(len(line) for name in rows for line in name.splitlines())
     size = 9 if longest < 20 else 7
-    across = 9.2 - (0.2 + 0.0078 * size * longest)  # inches that names, of letters so wide, leave
-    figure = Figure(figsize=(9.2, 0.4 + across / len(numbers) * len(rows) * height / width))
-    axes = figure.add_subplot()
+    left, top = 0.1 + 0.0088 * size * longest, 0.3  # inches for names of letters so wide, and for numbers
+    across = 9.2 - left
+    down = across * (len(rows) * (height + GAP) - GAP) / (len(numbers) * (width + GAP) - GAP)
+    figure = Figure(figsize=(9.2, top + down), layout="none")
+    axes = figure.add_axes((left / 9.2, 0, across / 9.2, down / (top + down)))
     _tiles(axes, rows, numbers)
     before = sum(number < feed_in for number in numbers)
     if before > 0:
