@@ -61,7 +61,8 @@ def strip(rows: Mapping[str, np.ndarray], numbers: Sequence[int], feed_in: int) 
     left, top = 0.1 + 0.0088 * size * longest, 0.3  # inches for names of letters so wide, and for numbers
     across = 9.2 - left
     down = across * (len(rows) * (height + GAP) - GAP) / (len(numbers) * (width + GAP) - GAP)
-    figure = Figure(figsize=(9.2, top + down), layout="none")
+    figure = Figure(figsize=(9.2, top + down))
+    figure.set_layout_engine("none")
     axes = figure.add_axes((left / 9.2, 0, across / 9.2, down / (top + down)))
     _tiles(axes, rows, numbers)
     before = sum(number < feed_in for number in numbers)
