@@ -75,10 +75,11 @@ def test_layers_are_those_of_rnem() -> None:
     assert sizes == [(512, 250), (8 * 8 * 64, 512), (32, 64, 4, 4), (16, 32, 4, 4), (1, 16, 4, 4)]
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])  # the first two as a frame has
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)])
-def test_an_upsampled_convolution_is_what_it_says(size) -> None:
-    layer = UpsampledConv(3, 2).double()
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+def test_an_upsampled_convolution_is_what_it_says(size, channels) -> None:
+    layer = UpsampledConv(2, channels).double()
+    x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
     big = F.pad(F.interpolate(x, scale_factor=2, mode="nearest"), (1, 2, 1, 2))
     expected = F.conv2d(big, layer.weight, layer.bias)
     found = layer(x)

@@ -27,6 +27,10 @@ FRAMES_AT_ONCE = 1024
 gigabytes."""
 
 
+FEW = 3
+"""Channels of a frame, for which :class:`UpsampledConv` has a form of its own."""
+
+
 def check_frames(frames: Frames, channels: tuple[int, int, int]) -> None:
     """Raise ValueError unless three strides of 2 divide both sides."""
     check_positive(**{f"channels[{i}]": number for i, number in enumerate(channels)})
@@ -148,6 +152,10 @@ class UpsampledConv(nn.Conv2d):
     before, two behind. Upsampling and convolution together are a transposed convolution with stride 2, whose
     kernel 5 x 5 is made of sums of the 4 x 4 weights: the same map (up to rounding) for 25 products a pixel
     of the input instead of 64, and without the upsampled and padded copies; five times as fast on a CPU.
+
+    To one channel, or three, a transposed convolution leaves most of a CPU's vector lanes empty. There each
+    of the four pixels that a pixel of the input becomes is a channel of a plain convolution 3 x 3: the same
+    map again, for 36 products, twice as fast.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -156,6 +164,12 @@ class UpsampledConv(nn.Conv2d):
     def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D 2*H 2*W"]:
         taps = F.pad(self.weight.flip(-2, -1), (1, 1, 1, 1))
         kernel = taps[..., 1:, 1:] + taps[..., 1:, :-1] + taps[..., :-1, 1:] + taps[..., :-1, :-1]
+        if self.out_channels <= FEW:
+            assert self.bias is not None
+            # Output row 2 i + a sees input row i + o through the kernel's row 2 (1 - o) + a; row 5 is none.
+            halves = F.pad(kernel, (0, 1, 0, 1)).unflatten(-1, (3, 2)).unflatten(-3, (3, 2)).flip(-4, -2)
+            quarters = halves.permute(0, 3, 5, 1, 2, 4).flatten(0, 2)
+            return F.pixel_shuffle(F.conv2d(input, quarters, self.bias.repeat_interleave(4), padding=1), 2)
         return F.conv_transpose2d(
             input, kernel.transpose(0, 1), self.bias, stride=2, padding=2, output_padding=1
         )

@@ -229,6 +229,25 @@ def test_a_film_shows_every_pixel_twice_as_large_or_more(channels: int) -> None:
     assert image.info["duration"] == pytest.approx(10_000 * film.SECONDS)
 
 
+LONG = "RIM num_active=4 inputs=vector input_attention=True comm_heads=1"
+
+
+def test_long_names_are_folded_and_nothing_of_them_is_cut_off() -> None:
+    frames = film.pictures(torch.rand(12, 1, 16, 16))
+    figure = film.strip({"truth": frames, LONG: frames, "x" * 40: frames}, range(1, 13), 4)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = axes.get_yticklabels()
+    assert " ".join(names[1].get_text().splitlines()) == LONG
+    assert all(name.get_window_extent().x0 >= 0 for name in names)
+    assert axes.get_window_extent().width > 0.5 * figure.bbox.width
+    short, long = (Image.open(io.BytesIO(film.film({name: [frames]}, 2, 11))) for name in ("RIM", LONG))
+    assert short.width == long.width == film.TILE
+    assert long.height > short.height + 30  # more lines, and not wider
+    ink = np.asarray(long.convert("L"))[22 : long.height - film.TILE - 5] < 128
+    assert not ink[:, -1].any()
+
+
 def test_a_strip_holds_its_pictures_and_marks_the_end_of_feeding() -> None:
     frames = (torch.arange(1, 5)[:, None, None, None] / 4).expand(-1, 1, 8, 8)
     numbers = [2, 5, 8, 11]

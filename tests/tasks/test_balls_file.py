@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import h5py
 import numpy as np
@@ -99,6 +100,35 @@ def test_other_fields_of_the_layout(written):
     assert (collisions[groups == 0] == 0).all()
 
 
+def test_a_file_of_the_original_layout(tmp_path):
+    """Made by hand as R-NEM's are said to be: 51 frames of 64 x 64, black and white as floats, with the
+    fields that its evaluation reads and no attribute of ours."""
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 5, (51, 3, 64, 64, 1)).astype(np.float32)
+    fields = {
+        "features": (groups > 0).astype(np.float32),
+        "groups": groups,
+        "collisions": np.zeros_like(groups),
+        "events": np.zeros((51, 3, 1, 1, 1), np.float32),
+        "positions": random.uniform(0, 10, (51, 3, 4, 2)),
+        "velocities": random.normal(size=(51, 3, 4, 2)),
+    }
+    with h5py.File(tmp_path / "balls4mass64.h5", "w") as file:
+        for split in ("training", "validation", "test"):
+            for name, values in fields.items():
+                file[f"{split}/{name}"] = values
+    read = BallsFile(path=str(tmp_path / "balls4mass64.h5"))
+    read.prepare()
+    assert read.input == Frames(64, 64, 1)
+    assert (read.length, read.feed_in, read.rollout) == (51, 15, 35)
+    assert read.size("training") == 3
+    inputs, targets, scene = read.examples("training", torch.tensor([2, 0]))
+    assert inputs.shape == targets.shape == (50, 2, 1, 64, 64)
+    assert scene is None  # in units that are not known
+    frames = torch.cat([inputs, targets[-1:]])[:, :, 0].numpy()
+    assert (frames == 255 * (groups[:, [2, 0]][..., 0] > 0)).all()
+
+
 @pytest.mark.parametrize("kind", ["f4", "f8", "?", "u1", "i8"])
 def test_brightness_of_every_kind_becomes_bytes(tmp_path, kind):
     values = np.random.default_rng(0).integers(0, 2, SHAPE).astype(kind)
@@ -162,6 +192,8 @@ def test_files_that_cannot_be_read(tmp_path, written):
         with pytest.raises(UserError, match=message) as caught:
             BallsFile(path=str(tmp_path / name)).prepare()
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is a folder; expected an HDF5 file"):
+        BallsFile(path=str(tmp_path)).prepare()
     with pytest.raises(UserError, match="balls-file needs a file: its option path is empty"):
         BallsFile().prepare()
     assert TASKS["balls-file"] is BallsFile
@@ -231,6 +263,61 @@ def test_fields_and_values_that_do_not_fit(tmp_path, written):
         UserError, match=r"small, test/features: frames are \(16, 16, 1\); expected \(24, 24, 3\), as in"
     ):
         read.prepare()
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        ("training", np.zeros(3), "training: it is a field; expected a group of fields"),
+        ("test/features/x", np.zeros(3), "test/features: it is a group; expected a field"),
+        (
+            "test/features",
+            np.full((6, 4, 24, 24, 3), b"a"),
+            r"test/features: values are \|S1; expected numbers",
+        ),
+        (
+            "test/features",
+            np.zeros((6, 0, 24, 24, 3)),
+            r"test/features: the shape is \(6, 0, 24, 24, 3\); .*",
+        ),
+        ("test/velocities", None, "has no field velocities; /test has .*"),
+        ("test/positions", np.zeros((6, 4, 2)), r"test/positions: the shape is .*; expected \(6, 4, 4, 2\)"),
+        (
+            "test/positions",
+            np.zeros((5, 4, 4, 2)),
+            r"test/positions: the shape is .*; expected \(6, 4, 4, 2\)",
+        ),
+        ("test/radii", np.zeros(4), r"test/radii: the shape is \(4,\); expected \(4, balls\)"),
+        ("test/colours", np.zeros((3, 4)), r"test/colours: the shape is \(3, 4\); expected \(4, 4\)"),
+    ],
+)
+def test_files_of_ours_with_a_field_that_does_not_fit(written, tmp_path, field, values, message):
+    """Found before training, not when the test comes."""
+    shutil.copy(written[1], tmp_path / "file")
+    with h5py.File(tmp_path / "file", "a") as file:
+        del file[field.removesuffix("/x")]
+        if values is not None:
+            file[field] = values
+    with pytest.raises(UserError, match=rf"file.*{message}") as caught:
+        BallsFile(path=str(tmp_path / "file"), **SHORT).prepare()
+    assert "\n" not in str(caught.value)
+
+
+def test_scenes_of_any_byte_order_and_precision(written, tmp_path):
+    shutil.copy(written[1], tmp_path / "file")
+    with h5py.File(tmp_path / "file", "a") as file:
+        for name, kind in (("positions", ">f8"), ("radii", ">f4"), ("colours", "u1")):
+            values = file["test"][name][:]
+            del file["test"][name]
+            file["test"][name] = values.astype(kind)
+    rows = torch.arange(4)
+    found, expected = (
+        BallsFile(path=str(path), **SHORT).examples("test", rows).details
+        for path in (tmp_path / "file", written[1])
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 class Stop(BaseException):

@@ -14,7 +14,7 @@ import tyro
 from rich.table import Table
 
 from rims.cli.options import PLURALS, CoreOptions, DataDir, TaskOptions, UncheckedTraining
-from rims.cli.tables import chance, number, print_table, spaced
+from rims.cli.tables import chance, number, print_table, spaced, titled
 from rims.cores import CoreConfig, RIMConfig
 from rims.cores.sizes import Match, matched
 from rims.errors import UserError
@@ -104,7 +104,7 @@ class Eval:
             print(json.dumps({**result, "conditions": rows}, indent=2))
             return
         task = run.config.task
-        table = Table(task.condition_name, *spaced(rows[0]["metrics"]), title=str(self.run))
+        table = titled(str(self.run), task.condition_name, *spaced(rows[0]["metrics"]))
         for row in rows:
             table.add_row(task.label(row["condition"]), *map(number, row["metrics"].values()))
         if task.chance():
@@ -153,7 +153,7 @@ class Lesion:
             print(json.dumps({"checkpoint": self.checkpoint, "rows": rows}, indent=2))
             return
         metrics = spaced(next(iter(found.values()))[None])
-        table = Table(task.condition_name, "removed", *metrics, title=str(self.run))
+        table = titled(str(self.run), task.condition_name, "removed", *metrics)
         for at, damage in found.items():
             for rim, values in damage.items():
                 name = "none" if rim is None else f"RIM {rim}"

@@ -6,6 +6,7 @@ Shapes: F frames, C channels, H height, W width.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,9 @@ GAP = 2
 TILE = 128
 """Pixels that a frame of a film takes on either side, or the next whole multiple of its own below."""
 
+LETTERS = 24
+"""Of a name's line beside a strip."""
+
 SECONDS = 0.14
 """That a frame of a film is shown; the last one ten times as long."""
 
@@ -51,14 +55,20 @@ def strip(rows: Mapping[str, np.ndarray], numbers: Sequence[int], feed_in: int) 
     """A row of pictures ``[F, H, W, 3]`` for each name, of the frames with these numbers; a line where
     feeding ends."""
     (_, height, width, _) = next(iter(rows.values())).shape
-    longest = max(map(len, rows))
-    figure = Figure(figsize=(9.2, 0.4 + 8.2 / len(numbers) * len(rows) * height / width))
-    axes = figure.add_subplot()
+    rows = {textwrap.fill(name, LETTERS, break_long_words=False): shown for name, shown in rows.items()}
+    longest = max(len(line) for name in rows for line in name.splitlines())
+    size = 9 if longest < 20 else 7
+    left, top = 0.1 + 0.0088 * size * longest, 0.3  # inches for names of letters so wide, and for numbers
+    across = 9.2 - left
+    down = across * (len(rows) * (height + GAP) - GAP) / (len(numbers) * (width + GAP) - GAP)
+    figure = Figure(figsize=(9.2, top + down))
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((left / 9.2, 0, across / 9.2, down / (top + down)))
     _tiles(axes, rows, numbers)
     before = sum(number < feed_in for number in numbers)
     if before > 0:
         axes.axvline(before * (width + GAP) - GAP / 2, color=ORANGE, linewidth=1.6)
-    axes.tick_params(axis="y", labelsize=9 if longest < 20 else 7)
+    axes.tick_params(axis="y", labelsize=size)
     return figure
 
 
@@ -87,10 +97,12 @@ def film(rows: Mapping[str, Sequence[np.ndarray]], feed_in: int, last: int) -> b
     height, width = first[0].shape[1:3]
     scale = max(1, TILE // max(height, width))
     tile = (width * scale, height * scale)
-    line, bar, gap = 20, 22, 4
-    size = (len(first) * (tile[0] + gap) - gap, bar + len(rows) * (tile[1] + line))
-    coloured = any(np.ptp(sequence, -1).any() for row in rows.values() for sequence in row)
+    bar, gap, line = 22, 4, 15
+    across = len(first) * (tile[0] + gap) - gap
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 12)
+    names = [_folded(name, font, across) for name in rows]
+    size = (across, bar + sum(tile[1] + 5 + line * len(lines) for lines in names))
+    coloured = any(np.ptp(sequence, -1).any() for row in rows.values() for sequence in row)
     images = []
     for number in range(last + 1):
         image = Image.new("RGB" if coloured else "L", size, "white")
@@ -100,17 +112,32 @@ def film(rows: Mapping[str, Sequence[np.ndarray]], feed_in: int, last: int) -> b
         draw.text((0, 0), state, MUTED if fed else INK, font)
         draw.rectangle((0, bar - 5, size[0], bar - 4), "#d9dce0")
         draw.rectangle((0, bar - 5, size[0] * (number + 1) // (last + 1), bar - 4), MUTED if fed else INK)
-        for row, (name, sequences) in enumerate(rows.items()):
-            top = bar + row * (tile[1] + line)
-            draw.text((0, top + 1), name, INK, font)
+        top = bar
+        for lines, sequences in zip(names, rows.values()):
+            for text in lines:
+                draw.text((0, top + 1), text, INK, font)
+                top += line
             for column, sequence in enumerate(sequences):
                 shown = Image.fromarray(sequence[number]).resize(tile, Image.Resampling.NEAREST)
-                image.paste(shown.convert(image.mode), (column * (tile[0] + gap), top + line - 2))
+                image.paste(shown.convert(image.mode), (column * (tile[0] + gap), top + 3))
+            top += tile[1] + 5
         images.append(image)
     file = io.BytesIO()
     spans = [round(1000 * SECONDS)] * last + [round(10_000 * SECONDS)]
     images[0].save(file, "PNG", save_all=True, append_images=images[1:], duration=spans, loop=0)
     return file.getvalue()
+
+
+def _folded(name: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The name as lines that are no wider than so many pixels; a single word may be."""
+    lines: list[str] = []
+    for word in name.split():
+        longer = f"{lines[-1]} {word}" if lines else ""
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _tiles(axes: Axes, rows: Mapping[str, np.ndarray], names: Sequence[object]) -> None:

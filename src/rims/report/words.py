@@ -134,9 +134,10 @@ def headline(section: Section) -> str:
         trained = listed([label(trained) for trained in section.trained])
         start = f"Trained at {where} {trained}, tested at {label(condition)}"
     sentence = f"{start}: {title(metric)} is {listed(best)}"
-    if metric in section.chance:
-        sentence += f"; chance is {with_unit(metric, section.chance[metric])}"
-    return sentence + "."
+    nothing = {"chance": section.chance[metric]} if metric in section.chance else {}
+    nothing |= {name: at[condition] for name, at in section.referred(metric).items() if condition in at}
+    learned = [f"{name} is {with_unit(metric, level)}" for name, level in nothing.items()]
+    return "; ".join([sentence, listed(learned)] if learned else [sentence]) + "."
 
 
 def _clause(metric: str, group: Group, estimate: Estimate) -> str:

@@ -36,6 +36,10 @@ from rims.tasks.video import Scene, VideoTask, clips
 UNIT = "pixel"
 """The attribute ``unit`` of our files."""
 
+MOVING = ("positions", "velocities")
+LASTING = ("radii", "colours", "curtain")
+"""Fields of the scene, in the order of :class:`~rims.tasks.video.Scene`."""
+
 SAMPLE = 16
 """Sequences looked at to tell whether integers are 0 and 1 or brightness."""
 
@@ -94,6 +98,8 @@ class BallsFile(VideoTask, DatasetTask):
         what, shape = f"{path}, {split}/features", data.shape
         if len(shape) != 5 or shape[4] not in (1, 3):
             raise UserError(f"{what}: the shape is {shape}; expected (T, N, H, W, 1) or (T, N, H, W, 3)")
+        if not shape[1]:
+            raise UserError(f"{what}: the shape is {shape}; expected at least one sequence")
         if shape[2] != shape[3] or shape[2] % 8 or not shape[2]:
             raise UserError(
                 f"{what}: frames are {shape[2]} x {shape[3]}; expected squares with a side that is a "
@@ -109,9 +115,15 @@ class BallsFile(VideoTask, DatasetTask):
 
     def prepare(self) -> None:
         for split in ("training", "validation", "test"):
-            self._features(0, split)
+            self._check(0, split)
         for condition in self.test_conditions[1:]:
-            self._features(condition, "test")
+            self._check(condition, "test")
+
+    def _check(self, condition: int, split: Split) -> None:
+        """Raises UserError unless all that is read of a split fits, but for values."""
+        frames, path = self._features(condition, split), self._path(condition)
+        if _is_ours(path):
+            _scene_fields(path, split, *frames.shape[:2])
 
     def size(self, split: Split) -> int:
         others = self.test_conditions[1:] if split != "training" else ()
@@ -125,15 +137,14 @@ class BallsFile(VideoTask, DatasetTask):
         with _damage(path):
             values = _rows(data, rows, self.length)
             frames = torch.from_numpy(_brightness(values, path, split)).permute(0, 1, 4, 2, 3).contiguous()
-            if _open(path, os.getpid()).attrs.get("unit") != UNIT:
+            if not _is_ours(path):
                 return clips(frames)
-            return clips(frames, self._read_scene(path, split, rows))
-
-    def _read_scene(self, path: Path, split: Split, rows: np.ndarray) -> Scene:
-        moving, lasting = ("positions", "velocities"), ("radii", "colours", "curtain")
-        parts = [_rows(_field(path, split, name), rows, self.length) for name in moving]
-        parts += [_rows(_field(path, split, name), rows) for name in lasting]
-        return Scene(*map(torch.from_numpy, parts))
+            fields = _scene_fields(path, split, *data.shape[:2])
+            parts = {name: _rows(fields[name], rows, self.length) for name in MOVING}
+            parts |= {name: _rows(fields[name], rows) for name in LASTING}
+            kinds = {name: np.int64 if name == "colours" else np.float32 for name in parts}
+            scene = {name: torch.from_numpy(part.astype(kinds[name])) for name, part in parts.items()}
+            return clips(frames, Scene(**scene))
 
     def extrapolated(self, batch: Batch, steps: int) -> UInt8[Tensor, "S B C H W"] | None:
         """As :meth:`rims.tasks.balls.Balls.extrapolated`, of our files; None of others."""
@@ -153,14 +164,39 @@ def _open(path: Path, process: int) -> Any:
         return h5py.File(path, "r")
 
 
+def _is_ours(path: Path) -> bool:
+    return bool(_open(path, os.getpid()).attrs.get("unit") == UNIT)
+
+
 def _field(path: Path, split: Split, name: str) -> Any:
-    """A data set of a group. Raises UserError saying what is missing."""
+    """A data set of numbers in a group. Raises UserError saying what is missing or is none."""
     place = _open(path, os.getpid())
     for what, step in (("group", split), ("field", name)):
+        if not hasattr(place, "keys"):
+            raise UserError(f"{path}, {place.name.lstrip('/')}: it is a field; expected a group of fields")
         if step not in place:
             raise UserError(f"{path} has no {what} {step}; {place.name} has {', '.join(place) or 'nothing'}")
         place = place[step]
+    if hasattr(place, "keys"):
+        raise UserError(f"{path}, {split}/{name}: it is a group; expected a field")
+    if place.dtype.kind not in "biuf":
+        raise UserError(f"{path}, {split}/{name}: values are {place.dtype}; expected numbers")
     return place
+
+
+def _scene_fields(path: Path, split: Split, frames: int, sequences: int) -> dict[str, Any]:
+    """The fields of the scene, which our files have. Raises UserError for one whose shape does not fit the
+    frames, or the number of balls."""
+    fields = {name: _field(path, split, name) for name in (*MOVING, *LASTING)}
+    radii = fields["radii"].shape
+    if len(radii) != 2:
+        raise UserError(f"{path}, {split}/radii: the shape is {radii}; expected ({sequences}, balls)")
+    moving, each = (frames, sequences, radii[1], 2), (sequences, radii[1])
+    expected = dict.fromkeys(MOVING, moving) | {"radii": each, "colours": each, "curtain": (sequences, 4)}
+    for name, field in fields.items():
+        if field.shape != expected[name]:
+            raise UserError(f"{path}, {split}/{name}: the shape is {field.shape}; expected {expected[name]}")
+    return fields
 
 
 @contextlib.contextmanager
@@ -171,7 +207,9 @@ def _damage(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except OSError as error:
-        reason = str(error).partition("(")[2].rstrip(")") or error.strerror or error
+        if path.is_dir():  # HDF5 says so at length
+            raise UserError(f"{path} is a folder; expected an HDF5 file") from None
+        reason = " ".join(str(error).partition("(")[2].rstrip(")").split()) or error.strerror or error
         raise UserError(f"{path} cannot be read; truncated, damaged or no HDF5 file: {reason}") from error
 
 
@@ -191,7 +229,7 @@ def _brightness(values: np.ndarray, path: Path, split: Split) -> UInt8[np.ndarra
     kind = values.dtype.kind
     largest = 1 if kind in "bf" or (kind in "iu" and _binary(path, split, os.getpid())) else 255
     low, high = values.min(), values.max()
-    if kind not in "biuf" or not (low >= 0 and high <= largest):
+    if not (low >= 0 and high <= largest):
         raise UserError(
             f"{path}, {split}/features: values are {values.dtype} from {low} to {high}; "
             "expected floats from 0 to 1, or integers from 0 to 1 or 255"
@@ -204,5 +242,4 @@ def _brightness(values: np.ndarray, path: Path, split: Split) -> UInt8[np.ndarra
 @functools.lru_cache(maxsize=32)
 def _binary(path: Path, split: Split, process: int) -> bool:
     """Whether integers are 0 and 1, by the first sequences of the split; in our files they never are."""
-    ours = _open(path, process).attrs.get("unit") == UNIT
-    return not ours and bool(_field(path, split, "features")[:, :SAMPLE].max() <= 1)
+    return not _is_ours(path) and bool(_field(path, split, "features")[:, :SAMPLE].max() <= 1)

@@ -124,7 +124,7 @@ def simulate(
             return motion
     raise UserError(
         f"balls of a sequence collide more than {COLLISIONS * discs * frames} times in {frames} frames; "
-        "expected room to move"
+        "expected room to move, or less speed"
     )
 
 
