@@ -35,11 +35,18 @@ def commit() -> str | None:
         return None
 
 
+def command() -> str:
+    """The command line of this process, without the folder that its program lies in."""
+    program = Path(sys.argv[0])
+    first = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*first, *sys.argv[1:]])
+
+
 def versions() -> dict[str, Any]:
     """An entry of versions.json."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": command(),
         "rims": rims.__version__,
         "commit": commit(),
         "python": platform.python_version(),
