@@ -178,6 +178,29 @@ def test_built_once_for_a_source_and_kept(empty_cache: Path, monkeypatch: pytest
     assert build.built("cc") != first
 
 
+@compiled
+@pytest.mark.parametrize(("width", "rows"), [(16, 6), (64, 12)])
+def test_as_for_processors_with_other_vectors(
+    width: int, rows: int, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, f"-DBYTES={width}", f"-DTILE_ROWS={rows}"))
+    loaded = build.load.__wrapped__()
+    monkeypatch.setattr(build, "load", lambda: loaded)
+    assert loaded[0].panel_columns_f32() == width // 2
+    for cell, size, batch in (("lstm", 9, 100), ("gru", 37, 23)):
+        reference, fast = (
+            RIM(6, 5 * size, 5, 3, cell=cell, dtype=torch.float64, backend=backend)
+            for backend in ("reference", "fast")
+        )
+        fast.load_state_dict(reference.state_dict())
+        x, reset = torch.randn(4, batch, 6, dtype=torch.float64), torch.rand(4, batch) < 0.2
+        wanted = all_of(reference, x, reset)
+        assert error(wanted, all_of(fast, x, reset)) <= 1e-10
+        assert error(wanted, [part.double() for part in all_of(fast.float(), x.float(), reset)]) <= 1e-4
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x[:1].float())[0], wanted[0][:1].float(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("broken", ["no compiler", "a compiler that fails", "a cache that cannot be written"])
 def test_without_a_library_torch_does_the_work(
     broken: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch

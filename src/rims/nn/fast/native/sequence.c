@@ -17,7 +17,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 
-#if defined(__AVX512F__)
+#ifdef BYTES /* of a vector, and TILE_ROWS: another processor's, in tests */
+#elif defined(__AVX512F__)
 #define BYTES 64
 #define TILE_ROWS 12 /* 24 of 32 registers hold sums */
 #elif defined(__AVX__)
