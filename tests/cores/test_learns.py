@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -23,34 +23,26 @@ class Recipe:
 
     updates: int = 2000
     """At most; the test stops as soon as the core has learned."""
-    learning_rate: float = 3e-3
+    learning_rate: float = TrainingOptions().learning_rate
     seeds: tuple[int, ...] = (0,)
-    options: dict[str, object] = field(default_factory=dict)
-    """Only what makes the test faster, such as fewer units."""
 
 
 BOUND = 0.95
 CHECK_EVERY = 100
 
 RECIPES: dict[str, Recipe] = {
-    "rim": Recipe(options={"hidden_size": 120}),
-    "lstm": Recipe(options={"hidden_size": 128}),
-    "gru": Recipe(options={"hidden_size": 128}),
-    "slstm": Recipe(options={"head_size": 32}),
-    "mingru": Recipe(options={"hidden_size": 128}),
-    "rmc": Recipe(options={"head_size": 16}),
-    "entnet": Recipe(updates=6000, learning_rate=1e-3),
-    "transformer": Recipe(learning_rate=1e-3, options={"num_layers": 2, "head_pairs": 8, "window": 16}),
-    "ntm": Recipe(seeds=(0, 1, 2, 3, 4)),
-    "dnc": Recipe(seeds=(0, 1, 2, 3, 4)),
+    "entnet": Recipe(updates=6000),
+    "ntm": Recipe(learning_rate=3e-3, seeds=(0, 1, 2, 3, 4)),
+    "dnc": Recipe(learning_rate=3e-3, seeds=(0, 1, 2, 3, 4)),
 }
+"""Of those that take longer, or vary from seed to seed."""
 
 
 def learn(name: str, recipe: Recipe, seed: int) -> float:
     """Recall accuracy on held-out sequences, the first above the bound or that after all updates."""
     config = RunConfig(
         Copying(length=5, delay=5),
-        CORES[name](**recipe.options),
+        CORES[name](),
         ModelOptions(input_size=64),
         TrainingOptions(updates=recipe.updates, learning_rate=recipe.learning_rate, seed=seed),
     )
@@ -82,5 +74,5 @@ def recall(model: SequenceModel, task: Copying) -> float:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", sorted(CORES))
 def test_learns_to_copy(name: str) -> None:
-    recipe = RECIPES[name]
+    recipe = RECIPES.get(name, Recipe())
     assert statistics.median(learn(name, recipe, seed) for seed in recipe.seeds) > BOUND
