@@ -17,28 +17,17 @@ import torch
 from torch import Tensor
 
 from rims.nn.cell import RIMCell
+from rims.nn.fast import single
 from rims.nn.fast.native.build import library
 from rims.nn.fast.native.function import ROWS, Shape, passes, saved_shapes
 from rims.nn.fast.native.layout import Sequence
 
-MOST_ROWS = 16
-"""Above it, laying weights out for a fast product pays."""
-
 
 def applies(cell: RIMCell, x: Tensor) -> bool:
     """Whether ``x [T, B, ...]`` is one step that :func:`single_step` covers, gradients and masks aside."""
-    return (
-        len(x) == 1
-        and x.shape[1] <= MOST_ROWS
-        and cell.inputs == "vector"
-        and cell.variant == "paper"
-        and cell.selection == "null"
-        and cell.input_attention is not None
-        and cell.communication is not None
-        and cell.communication.topk is None
-        and not (cell.training and (cell.input_dropout.p or cell.communication.dropout.p))
-        and library() is not None
-    )
+    communication = cell.communication
+    topk = communication is not None and communication.topk is not None
+    return single.applies(cell, x) and not topk and library() is not None
 
 
 @lru_cache(maxsize=64)
