@@ -4,8 +4,9 @@
     PYTHONPATH=src python benchmarks/gpu.py OUT --cpu-dry-run   that this script itself works, anywhere
 
 Compares every engine with the float64 reference in all results and gradients, then times forward and
-forward + backward against cuDNN's nn.LSTM of the same hidden size. Prints tables, writes OUT/gpu.json. A
-section that fails prints why, and the next one runs. Needs torch and, for the kernel, Triton.
+forward + backward against cuDNN's nn.LSTM of the same hidden size. Prints tables, writes OUT/gpu.json. What
+fails prints why, and the rest runs. Checks run side by side in processes, since compiling the kernels takes
+most of their time; so does what the timed ones need compiled. Needs torch and, for the kernel, Triton.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,8 @@ ENGINES = ("kernel", "dense") if DRY else ("kernel", "graphs", "dense")
 DTYPES = {"float32": None, "bf16": torch.bfloat16}
 SIZE = 24 if DRY else 600
 LENGTHS, BATCHES = ((3,), (2,)) if DRY else ((70, 196), (64, 512))
-MIN_SECONDS = 0.01 if DRY else 0.5
+MIN_SECONDS = 0.01 if DRY else 0.3
+PROCESSES = 2 if DRY else 12
 
 CHECKS: dict[str, dict[str, Any]] = {
     "lstm": {},
@@ -71,7 +76,10 @@ def outcome(cell: RIMCell, engine: str | None, data: dict[str, Any], dtype: torc
     return active, {k: v.detach().double() for k, v in found.items() if v is not None}
 
 
-def check(engine: str, name: str) -> list[dict[str, Any]]:
+Rows = list[dict[str, Any]]
+
+
+def check(engine: str, name: str) -> Rows:
     """Largest relative errors against float64, of float32 and of autocast."""
     torch.manual_seed(0)
     length, batch = (3, 2) if DRY else (20, 50)
@@ -131,7 +139,7 @@ def timed(run: Callable[[], Any]) -> dict[str, float]:
     return {"ms": median, "low": low, "high": high, "peak GiB": peak, "repeats": len(times)}
 
 
-def measure(name: str, length: int, batch: int, precision: str) -> list[dict[str, Any]]:
+def measure(name: str, length: int, batch: int, precision: str) -> Rows:
     """A layer's times, forward without gradients and forward + backward."""
     torch.manual_seed(0)
     x = torch.randn(length, batch, SIZE, device=DEVICE)
@@ -173,7 +181,15 @@ def measure(name: str, length: int, batch: int, precision: str) -> list[dict[str
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def guarded(function: Callable[..., Rows], *arguments: Any) -> tuple[Rows, str]:
+    """What the function finds, or nothing and why it failed."""
+    try:
+        return function(*arguments), ""
+    except Exception:
+        return [], f"FAILED: {function.__name__}{arguments}\n{traceback.format_exc(limit=-8)}"
+
+
+def show(rows: Rows) -> None:
     """A line a row."""
     for row in rows:
         cells = (f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items())
@@ -196,21 +212,24 @@ def main() -> None:
     result["device"] = "cpu, dry run" if DRY else torch.cuda.get_device_name()
     print({k: result[k] for k in ("device", "torch", "triton")})
 
-    def guarded(into: str, function: Callable[..., list[dict[str, Any]]], *arguments: Any) -> None:
-        try:
-            rows = function(*arguments)
-        except Exception:
-            print(f"FAILED: {function.__name__}{arguments}")
-            traceback.print_exc(limit=-8, file=sys.stdout)
-            result["failures"].append([function.__name__, *map(str, arguments), traceback.format_exc()])
-        else:
+    def add(into: str, rows: Rows, failure: str) -> None:
+        if failure:
+            print(failure)
+            result["failures"].append(failure)
+        if into:
             show(rows)
             result[into] += rows
         (out / "gpu.json").write_text(json.dumps(result, indent=1))
 
-    for name in CHECKS:
-        for engine in ENGINES:
-            guarded("checks", check, engine, name)
+    checks = [("checks", check, engine, name) for name in CHECKS for engine in ENGINES]
+    compiled = [("", measure, "kernel", LENGTHS[0], BATCHES[0], precision) for precision in DTYPES]
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        jobs = [(job[0], pool.submit(guarded, *job[1:])) for job in [*compiled, *checks]]
+        for into, job in jobs:
+            try:
+                add(into, *job.result())
+            except BrokenProcessPool as error:
+                add(into, [], f"FAILED: {error}")
     layers = ("LSTM", "LSTM, no tf32", *ENGINES, "reference")
     for length in LENGTHS:
         for batch in BATCHES:
@@ -220,7 +239,7 @@ def main() -> None:
                         continue  # slow, and its time hardly depends on the batch
                     if layer == "LSTM, no tf32" and precision != "float32":
                         continue
-                    guarded("times", measure, layer, length, batch, precision)
+                    add("times", *guarded(measure, layer, length, batch, precision))
 
     print(f"\n{'ms, median':16}" + "".join(f"{layer:>16}" for layer in layers))
     for length in LENGTHS:

@@ -103,6 +103,16 @@ def test_unknown_names_are_refused_with_those_that_are_known() -> None:
         plan("copying", "small", ["transformer-state"])
     with pytest.raises(UserError, match="seeds is 0; expected at least 1"):
         plan("copying", "small", seeds=0)
+    with pytest.raises(UserError, match="updates is 0; expected at least 1"):
+        plan("copying", "small", updates=0)
+
+
+def test_a_budget_of_ones_own_changes_nothing_else() -> None:
+    scale, own = plan("smnist", "short").arms, plan("smnist", "short", updates=15_000).arms
+    for before, after in zip(scale, own):
+        assert before.config.training.updates != 15_000
+        before.config.training.updates = 15_000
+        assert before == after
 
 
 @pytest.mark.slow

@@ -47,6 +47,8 @@ class Reproduce:
     """How many seeds of each arm; without, the experiment's 3 or 5."""
     first_seed: int = 0
     """The first of the seeds: what one machine has, another goes on from, and rims results puts together."""
+    updates: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Gradient steps of each run; without, the scale's."""
     folder: Path | None = None
     """Folder of the runs; without, runs/NAME-SCALE. What stands there goes on, or is done."""
     on: Literal["processes", "ray"] = "processes"
@@ -71,7 +73,7 @@ class Reproduce:
         folder = self.folder or Path("runs") / f"{self.name}-{self.scale}"
         where = where_of(self.on, self.workers, self.address, self.retries)
         summary = module.reproduce(
-            self.name, self.scale, folder, self.only, self.seeds, where, self.first_seed
+            self.name, self.scale, folder, self.only, self.seeds, where, self.first_seed, self.updates
         )
         show = importlib.import_module("rims.experiments.tables")
         first, *more = summary["metrics"]

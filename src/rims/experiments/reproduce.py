@@ -20,15 +20,27 @@ from rims.train.folder import write_file
 __all__ = ["adding", "balls", "copying", "images", "plan", "reproduce"]
 
 
-def plan(name: str, scale: Scale, only: Sequence[str] = (), seeds: int | None = None) -> Grid:
-    """The experiment's grid, or the arms ``only`` of it. Raises UserError for unknown names."""
+def plan(
+    name: str,
+    scale: Scale,
+    only: Sequence[str] = (),
+    seeds: int | None = None,
+    updates: int | None = None,
+) -> Grid:
+    """The experiment's grid, or the arms ``only`` of it, for ``updates`` where the scale's are not wanted.
+    Raises UserError for unknown names."""
     if name not in EXPERIMENTS:
         raise UserError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
     if scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
     if seeds is not None and seeds < 1:
         raise UserError(f"seeds is {seeds}; expected at least 1")
+    if updates is not None and updates < 1:
+        raise UserError(f"updates is {updates}; expected at least 1")
     grid = copy.deepcopy(_built(name, scale)).only(only)
+    if updates is not None:
+        for arm in grid.arms:
+            arm.config.training.updates = updates
     return Grid(grid.arms, seeds or grid.seeds, grid.impossible)
 
 
@@ -46,6 +58,7 @@ def reproduce(
     seeds: int | None = None,
     where: Where = HERE,
     first_seed: int = 0,
+    updates: int | None = None,
 ) -> dict[str, Any]:
     """Run what is not done yet of the seeds from ``first_seed`` on, seed by seed, and return the summary,
     written to ``folder/summary.json`` too.
@@ -53,13 +66,13 @@ def reproduce(
     Raises UserError for unknown names and folders that hold other runs, and as ``where`` does; Interrupted
     after Ctrl-C.
     """
-    grid = plan(name, scale, only, seeds)
+    grid = plan(name, scale, only, seeds, updates)
     if first_seed < 0:
         raise UserError(f"first seed is {first_seed}; expected at least 0")
     testing = Evaluation(CHECKPOINT, EXPERIMENTS[name].test_sequences)
     # All arms, asked for or not: what stands there from an earlier call belongs into the table too, if it is
     # the same experiment still. Better to say that it is not before hours of work.
-    whole = plan(name, scale)
+    whole = plan(name, scale, updates=updates)
     for arm in whole.arms:
         not_done(standing(arm, folder), testing)
     grid.arms[0].config.task.prepare()  # one download, not one for each process
