@@ -200,7 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cpu-dry-run", action="store_true")
-    out = parser.parse_args().out
+    parser.add_argument("--engines", nargs="+", default=[*ENGINES, "reference"])
+    arguments = parser.parse_args()
+    out, engines = arguments.out, arguments.engines
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"torch": torch.__version__, "checks": [], "times": [], "failures": []}
     try:
@@ -221,7 +223,7 @@ def main() -> None:
             result[into] += rows
         (out / "gpu.json").write_text(json.dumps(result, indent=1))
 
-    checks = [("checks", check, engine, name) for name in CHECKS for engine in ENGINES]
+    checks = [("checks", check, engine, name) for name in CHECKS for engine in ENGINES if engine in engines]
     compiled = [("", measure, "kernel", LENGTHS[0], BATCHES[0], precision) for precision in DTYPES]
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         jobs = [(job[0], pool.submit(guarded, *job[1:])) for job in [*compiled, *checks]]
@@ -230,7 +232,7 @@ def main() -> None:
                 add(into, *job.result())
             except BrokenProcessPool as error:
                 add(into, [], f"FAILED: {error}")
-    layers = ("LSTM", "LSTM, no tf32", *ENGINES, "reference")
+    layers = ("LSTM", "LSTM, no tf32", *engines)
     for length in LENGTHS:
         for batch in BATCHES:
             for precision in DTYPES:

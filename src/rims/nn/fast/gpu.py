@@ -1,8 +1,8 @@
 """The fast path on a GPU: where it applies, and which engine runs it.
 
-Engines, best first: ``kernel``, the loop over time as one Triton kernel each way; ``graphs``, the dense
-computation captured in CUDA graphs; ``dense``, the same without capture; ``reference``, the cell step by
-step. The environment variable RIMS_GPU names one for measuring.
+Engines, best first: ``kernel``, the loop over time as Triton kernels, captured in CUDA graphs; ``graphs``,
+the dense computation captured so; ``dense``, the same without capture; ``reference``, the cell step by step.
+The environment variable RIMS_GPU names one for measuring.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def engine(name: str) -> Engine:
     if name == "kernel":
         from rims.nn.fast.kernel import KernelLoop
 
-        return Eager(KernelLoop())
+        return Graphs(Eager(KernelLoop()))
     dense = Eager(TorchLoop())
     return Graphs(dense) if name == "graphs" else dense
 
