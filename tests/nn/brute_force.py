@@ -48,8 +48,8 @@ def step(cell, x, h, c, mask=None, disabled=()):
             new_h, new_c, write = candidates[k]
             if cell.communication is not None:
                 out = listen(cell, w, k, heard_states, disabled)
-                if cell.variant == "paper" and write is not None:
-                    out = write * np.tanh(out)
+                if cell.variant == "paper" and (write is not None or cell.squash):
+                    out = np.tanh(out) * (1 if write is None else write)
                 new_h = new_h + out
             h_next[b, k * D : (k + 1) * D] = new_h
             c_next[b, k * D : (k + 1) * D] = new_c

@@ -52,6 +52,7 @@ def cases(draw: st.DrawFn, max_length: int = 5, max_rim: int = 5, dropout: bool 
         "input_key_size": draw(st.integers(1, 5)),
         "input_value_size": draw(st.integers(1, 5)),
         "communication": communication,
+        "comm_tanh": draw(st.booleans()),
         "comm_heads": draw(st.integers(1, 3)),
         "comm_key_size": draw(st.integers(1, 5)),
         "comm_value_size": draw(st.integers(1, 5)),

@@ -30,5 +30,6 @@ def rim_options(draw: st.DrawFn) -> dict[str, Any]:
         "comm_heads": draw(st.integers(1, 3)),
         "comm_key_size": draw(st.integers(1, 4)),
         "comm_value_size": draw(st.integers(1, 4)),
+        "comm_tanh": draw(st.booleans()),
         "comm_topk": draw(st.none() | st.integers(1, num_rims)),
     }

@@ -63,6 +63,7 @@ def test_equals_the_reference(dtype: torch.dtype, data: st.DataObject) -> None:
                 "input_heads": st.sampled_from([1, 2, 4]),
                 "comm_heads": st.integers(1, 3),
                 "comm_value_size": st.sampled_from([None, 3]),
+                "comm_tanh": st.booleans(),
                 "comm_topk": st.none() | st.integers(1, num_rims),
                 "bias": st.booleans(),
             }

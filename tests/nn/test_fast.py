@@ -31,6 +31,7 @@ options = st.fixed_dictionaries(
         "input_heads": st.integers(1, 2),
         "communication": st.booleans(),
         "comm_heads": st.integers(1, 3),
+        "comm_tanh": st.booleans(),
         "comm_topk": st.sampled_from([None, 1, 3]),
         "comm_value_size": st.sampled_from([None, 3]),
         "bias": st.booleans(),

@@ -54,6 +54,7 @@ def adding(scale: Scale) -> Grid:
         arms += [shared.arm(f"rim-9-{a}", rims(a, 9, 900), zero) for a in range(3, 9)]
     arms += [
         shared.arm("rim-5-3", later(scale, unit)),
+        shared.arm("rim-6-4-tanh", replace(main, comm_tanh=True)),
         shared.arm("rim-6-4-official", replace(main, variant="official")),
         shared.arm("rim-6-4-competition", replace(main, selection="competition")),
     ]

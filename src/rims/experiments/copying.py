@@ -64,6 +64,7 @@ def copying(scale: Scale) -> Grid:
         shared.arm("rim-6-2", rims(2, size=6 * unit, **sizes), both(0.0, 0.0)),
         shared.arm("rim-5-2", rims(2, 5, 5 * unit, **sizes), both(0.0, 0.0)),
         shared.arm("rim-5-3", later(scale, unit)),
+        shared.arm("rim-6-4-tanh", rims(4, size=6 * unit, comm_tanh=True, **sizes)),
         shared.arm("rim-6-4-official", rims(4, size=6 * unit, variant="official", **sizes)),
         shared.arm("rim-6-4-competition", rims(4, size=6 * unit, selection="competition", **sizes)),
         shared.arm("lstm-half", LSTMConfig(hidden_size=3 * unit), both(0.0, 4.32)),

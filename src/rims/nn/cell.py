@@ -70,6 +70,9 @@ class RIMCell(nn.Module):
         comm_key_size: key and query size of a head; default 32 (Table 3), or the released code's 16 in the
             official variant.
         comm_value_size: value size of a head; default as ``comm_key_size``.
+        comm_tanh: an LSTM RIM of the paper variant adds the tanh of what it hears, and its state stays
+            within (-2, 2): the plain sum of equation 5 may grow without bound, see :meth:`_communicate`. A
+            GRU RIM always does, and so does the official variant.
         comm_topk: hear only this many RIMs a head; None hears all (2.4 calls sparse communication
             orthogonal).
         input_dropout, comm_dropout: on what was read from the input, and on the projected communication
@@ -108,6 +111,7 @@ class RIMCell(nn.Module):
         comm_heads: int = 4,
         comm_key_size: int | None = None,
         comm_value_size: int | None = None,
+        comm_tanh: bool = False,
         comm_topk: int | None = None,
         input_dropout: float = 0.0,
         comm_dropout: float = 0.0,
@@ -162,6 +166,7 @@ class RIMCell(nn.Module):
         self.input_size, self.hidden_size, self.rim_size = input_size, hidden_size, rim_size
         self.num_rims, self.num_active = num_rims, num_active
         self.cell, self.variant, self.selection, self.inputs = cell, variant, selection, inputs
+        self.squash = communication and variant == "paper" and (comm_tanh or cell == "gru")
         self.input_attention = (
             InputAttention(
                 input_size,
@@ -341,8 +346,10 @@ class RIMCell(nn.Module):
             return h_new, None
         if self.variant == "paper":
             out, attention = self.communication(torch.where(is_active, h_new, h_old), disabled)
+            if self.squash:
+                out = torch.tanh(out)
             if write is not None:
-                out = write * torch.tanh(out)
+                out = write * out
         else:
             out, attention = self.communication(torch.where(is_active, h_new, h_new.detach()), disabled)
         return h_new + out, torch.where(is_active[:, None], attention, 0.0)

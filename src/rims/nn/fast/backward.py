@@ -227,10 +227,14 @@ class Backward(Pass):
         key, value, out = given(w.key, w.value, w.out)
         d_out = dh.index_select(0, rows.by_batch)
         d_gate = d_write = None
+        if plan.squash or plan.official:
+            squashed = self.saved["squashed"][t]
+            if plan.gru or plan.official:
+                opened = self.saved["opened"][t]
+                d_opened = d_out * squashed
+                d_out.mul_(opened)
+            d_out = torch.ops.aten.tanh_backward(d_out, squashed)
         if plan.gru or plan.official:
-            squashed, opened = self.saved["squashed"][t], self.saved["opened"][t]
-            d_opened = d_out * squashed
-            d_out = torch.ops.aten.tanh_backward(d_out.mul_(opened), squashed)
             if w.gate is None:
                 d_write = d_opened.index_select(0, rows.to_rim)
             else:

@@ -43,6 +43,8 @@ class Options:
     heads: int
     """Of the communication; 0 without it."""
     reverse: bool
+    squash: bool
+    """Whether the tanh of what is heard is added, rather than it."""
     product_dtype: torch.dtype
     """Of the operands of products; all else is in the dtype of the state."""
     input_scale: float = 1.0
@@ -125,7 +127,7 @@ class Saved(NamedTuple):
     heard: Tensor | None
     """``[T, B, K, H * V]``. Of active RIMs alone."""
     squashed: Tensor | None
-    """With a GRU, tanh of what was heard, ``[T, B, K, D]``. Of active RIMs alone."""
+    """With ``squash``, tanh of what was heard, ``[T, B, K, D]``. Of active RIMs alone."""
 
 
 class Pieces(NamedTuple):
@@ -271,9 +273,10 @@ class TorchLoop:
         if i.comm_keep is not None:
             out = out * (i.comm_keep[t] * o.comm_scale)
         squashed = None
+        if o.squash:
+            out = squashed = out.tanh()
         if write is not None:
-            squashed = out.tanh()
-            out = write * squashed
+            out = write * out
         states = told + torch.where(on, out, 0.0)
         return Saved(states, memory, active, attention, gates, told, qkv, hearing, heard, squashed)
 
@@ -349,9 +352,11 @@ class TorchLoop:
         d_heard = torch.where(s.active[t][..., None], dh, 0.0)
         d_write = None
         if s.squashed is not None:
-            squashed, write = s.squashed[t], 1 - s.gates[t].to(dh.dtype).chunk(4, -1)[1]
-            d_write = d_heard * squashed
-            d_heard = d_heard * write * (1 - squashed * squashed)
+            squashed = s.squashed[t]
+            if o.gru:
+                d_write = d_heard * squashed
+                d_heard = d_heard * (1 - s.gates[t].to(dh.dtype).chunk(4, -1)[1])
+            d_heard = d_heard * (1 - squashed * squashed)
         if i.comm_keep is not None:
             d_heard = d_heard * (i.comm_keep[t] * o.comm_scale)
         d_out.copy_(d_heard)

@@ -96,6 +96,7 @@ def prepare(cell: RIMCell, x: Tensor, how: How) -> tuple[Plan, Tensor]:
         num_rims=cell.num_rims,
         num_active=min(cell.num_active, cell.num_rims - removed),
         gru=cell.cell == "gru",
+        squash=cell.squash,
         official=cell.variant == "official",
         private=cell.inputs == "private",
         choose=Chooser(cell.selection == "competition", cell.num_active, how.disabled),

@@ -50,9 +50,12 @@ class Forward(Pass):
             self.attention = Buffer(by_head, [plan.num_active, self.num_rims], h0, keep)
             self.heard = rows(value_size)
             self.buffers += [self.told, self.queries, self.keys, self.values, self.attention, self.heard]
+            if plan.squash or plan.official:
+                self.squashed = rows(size)
+                self.buffers.append(self.squashed)
             if plan.gru or plan.official:
-                self.squashed, self.opened = rows(size), rows(size)
-                self.buffers += [self.squashed, self.opened]
+                self.opened = rows(size)
+                self.buffers.append(self.opened)
             self.scratch = h0.new_empty(everywhere[0], key_size + value_size)
         self.steps: dict[int, Step] = {}
         self.traces: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
@@ -180,9 +183,12 @@ class Forward(Pass):
             out += w.out_bias
         if plan.comm_keep is not None:
             out.mul_(plan.comm_keep[t].index_select(0, rows.by_batch)).mul_(plan.comm_scale)
-        if not (plan.gru or plan.official):
+        if not (plan.squash or plan.official):
             return out
-        squashed, opened = stages.tanh_(self.squashed.steps[t].copy_(out)), self.opened.steps[t]
+        squashed = stages.tanh_(self.squashed.steps[t].copy_(out))
+        if not (plan.gru or plan.official):
+            return out.copy_(squashed)  # the caller's own, to add to
+        opened = self.opened.steps[t]
         if w.gate is not None and w.gate_bias is not None:
             torch.sigmoid(product(heard, w.gate.t()).add_(w.gate_bias), out=opened)
         else:

@@ -116,6 +116,7 @@ def prepare(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor, how: How = PLAIN) ->
         input_heads=attention.heads,
         heads=0 if communication is None else communication.heads,
         reverse=how.reverse,
+        squash=cell.squash,
         product_dtype=torch.get_autocast_dtype(device) if autocast else dtype,
     )
     i = Inputs(

@@ -79,6 +79,7 @@ def numbers_of(plan: Plan) -> list[int]:
         plan.num_rims,
         plan.num_active,
         int(plan.gru),
+        int(plan.squash),
         int(plan.official),
         int(plan.private),
         plan.input_heads,
@@ -92,11 +93,12 @@ def plan_of(
     values: Sequence[int], scales: Sequence[float], masks: Sequence[Tensor | None], like: Tensor
 ) -> Plan:
     """The reverse of :func:`numbers_of`."""
-    num_rims, num_active, gru, official, private, input_heads, heads, topk, reverse = values
+    num_rims, num_active, gru, squash, official, private, input_heads, heads, topk, reverse = values
     return Plan(
         num_rims=num_rims,
         num_active=num_active,
         gru=bool(gru),
+        squash=bool(squash),
         official=bool(official),
         private=bool(private),
         choose=Chooser(False, num_active, None),

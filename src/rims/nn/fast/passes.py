@@ -56,6 +56,8 @@ class Plan:
     num_active: int
     """Those that are active where any is: fewer than asked for, if too many are removed."""
     gru: bool
+    squash: bool
+    """Whether the tanh of what is heard is added, in the paper variant."""
     official: bool
     private: bool
     choose: stages.Chooser

@@ -86,8 +86,10 @@ def one_row(
 
     heard = listen(hear, torch.where(active, h_new, h), disabled)
     out = torch.nn.functional.linear(heard, hear.out.weight, hear.out.bias)
+    if cell.squash:
+        out = out.tanh_()
     if write is not None:
-        out = out.tanh_().mul_(write)
+        out = out.mul_(write)
     return torch.where(active, out.add_(h_new), h).view_as(h_flat), c.view_as(c_flat)
 
 
@@ -122,8 +124,10 @@ def few_rows(
 
     heard = listen(hear, torch.where(active, h_new, h), disabled)
     out = torch.nn.functional.linear(heard, hear.out.weight, hear.out.bias)
+    if cell.squash:
+        out = out.tanh_()
     if write is not None:
-        out = out.tanh_().mul_(write)
+        out = out.mul_(write)
     h = torch.where(active, out.add_(h_new), h)
     return h.transpose(0, 1).reshape_as(h_flat), c.transpose(0, 1).reshape_as(c_flat)
 

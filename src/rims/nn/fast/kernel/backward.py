@@ -43,6 +43,7 @@ def unhear(
     BN: tl.constexpr,
     STAGES: tl.constexpr,
     GRU: tl.constexpr,
+    SQUASH: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -69,8 +70,10 @@ def unhear(
     mask_on = on[:, None] & mask
     if GRU:
         z = tl.load(gates + (first + pair)[:, None] * (4 * D) + D + dn[None, :], mask=mask_on, other=0.0)
-        write = tl.load(squashed + first * D + at, mask=mask_on, other=0.0)
-        g = g * (1.0 - z.to(tl.float32)) * (1.0 - write * write)
+        g = g * (1.0 - z.to(tl.float32))
+    if SQUASH:
+        out = tl.load(squashed + first * D + at, mask=mask_on, other=0.0)
+        g = g * (1.0 - out * out)
     if DROPOUT:
         keep = tl.load(comm_keep + first * D + at, mask=mask_on, other=0)
         g = tl.where(keep != 0, g * comm_scale, 0.0)

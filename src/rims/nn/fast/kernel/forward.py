@@ -225,6 +225,7 @@ def hear(
     BW: tl.constexpr,
     STAGES: tl.constexpr,
     GRU: tl.constexpr,
+    SQUASH: tl.constexpr,
     RESET: tl.constexpr,
     DISABLED: tl.constexpr,
     DROPOUT: tl.constexpr,
@@ -291,11 +292,12 @@ def hear(
     if DROPOUT:
         keep = tl.load(comm_keep + first * D + at, mask=mask_on, other=0)
         out = tl.where(keep != 0, out * comm_scale, 0.0)
-    if GRU:
-        z = tl.load(gates + (kept + pair)[:, None] * (4 * D) + D + dn[None, :], mask=mask_on, other=0.0)
+    if SQUASH:
         out = tanh(out)
         if KEEP:
             tl.store(squashed + first * D + at, out, mask=mask_on)
+    if GRU:
+        z = tl.load(gates + (kept + pair)[:, None] * (4 * D) + D + dn[None, :], mask=mask_on, other=0.0)
         out = (1.0 - z.to(tl.float32)) * out
     h_new = tl.load(h + new * size + at, mask=mask, other=0.0) + tl.where(mask_on, out, 0.0)
     tl.store(h + new * size + at, h_new, mask=mask_on)

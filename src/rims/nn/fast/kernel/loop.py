@@ -57,7 +57,7 @@ class KernelLoop:
             qkv = empty(kept, num_rims, width, dtype=dtype)
             hearing = empty(length, heads, num_rims, num_rims)
             heard = empty(kept, num_rims, heads * sizes.value_padded, dtype=dtype)
-            squashed = empty(kept, num_rims, rim) if keep and o.gru else None
+            squashed = empty(kept, num_rims, rim) if keep and o.squash else None
             w_qkv = queries_keys_values(o, i, sizes)
             w_out = pad(projection(o, i, sizes).t(), 1, sizes.rim_stride).contiguous()
         w_hh = pad(i.hh.unflatten(-1, (-1, rim)), -1, sizes.rim_stride).to(dtype).contiguous()

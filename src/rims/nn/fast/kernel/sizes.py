@@ -54,6 +54,7 @@ class Sizes:
             "BW": self.wide_chunk,
             "STAGES": self.stages,
             "GRU": o.gru,
+            "SQUASH": o.squash,
             "BIAS": i.bias_ih is not None,
             "RESET": i.reset is not None,
             "VALID": i.valid is not None,

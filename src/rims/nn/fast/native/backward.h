@@ -33,16 +33,18 @@ static void NAME(communicate_backward)(const Sequence *s, NAME(Work) * w, NAME(G
       const int64_t b = w->present[p], slot = (row + b) * A + a, k = ((const int32_t *)s->active)[slot];
       const REAL *dh = ROW(dh, b, K * D) + k * D;
       REAL *d_out = g->d_out + n * D;
+      memcpy(d_out, dh, D * sizeof(REAL));
+      const REAL *squashed = s->squash ? ROW(squashed, slot, D) : 0;
       if (s->gru) {
-        const REAL *z = ROW(sums, slot, w->gates) + D, *squashed = ROW(squashed, slot, D);
+        const REAL *z = ROW(sums, slot, w->gates) + D;
         REAL *d_write = g->d_write + ((b - s->first) * A + a) * D;
         for (int64_t d = 0; d < D; d++) {
           d_write[d] = dh[d] * squashed[d];
-          d_out[d] = dh[d] * (1 - z[d]) * (1 - squashed[d] * squashed[d]);
+          d_out[d] *= 1 - z[d];
         }
-      } else {
-        memcpy(d_out, dh, D * sizeof(REAL));
       }
+      if (squashed)
+        for (int64_t d = 0; d < D; d++) d_out[d] *= 1 - squashed[d] * squashed[d];
       if (s->comm_keep) NAME(drop)(d_out, (const uint8_t *)s->comm_keep + ((t * B + b) * K + k) * D, s->comm_scale, D);
       NAME(collect)(&g->out, d_out, D, 0, ROW(heard, slot, w->heard));
       NAME(add_scaled)((REAL *)s->d_out_bias, 1, d_out, D);

@@ -119,14 +119,17 @@ static void NAME(communicate)(const Sequence *s, NAME(Work) * w, int64_t t, int6
       const int64_t b = w->present[p], slot = (row + b) * A + a, k = ((const int32_t *)s->active)[slot];
       if (s->comm_keep)
         NAME(drop)(out, (const uint8_t *)s->comm_keep + ((t * s->batch + b) * K + k) * D, s->comm_scale, D);
-      if (s->gru) { /* writes through its update gate */
-        const REAL *z = ROW(sums, slot, w->gates) + D;
+      if (s->squash) {
         REAL *squashed = ROW(squashed, slot, D);
         for (int64_t d = 0; d < D; d += LANES) {
           const VEC now = NAME(tangent)(NAME(load)(out + d, D - d));
           NAME(store)(squashed + d, now, D - d);
-          NAME(store)(out + d, now * (1 - NAME(load)(z + d, D - d)), D - d);
+          NAME(store)(out + d, now, D - d);
         }
+      }
+      if (s->gru) { /* writes through its update gate */
+        const REAL *z = ROW(sums, slot, w->gates) + D;
+        for (int64_t d = 0; d < D; d++) out[d] *= 1 - z[d];
       }
       REAL *state = ROW(states, t * s->batch + b, K * D) + k * D;
       const REAL *fresh = ROW(fresh, slot, D);

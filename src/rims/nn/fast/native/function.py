@@ -147,7 +147,7 @@ def forward(
     rows = s.steps * s.batch if keep else s.batch
     kept = {
         "active": torch.empty(rows, s.active_rims, dtype=torch.int32),
-        **{name: empty(h0, rows, *sizes) for name, sizes in saved_shapes(plan.gru, s).items()},
+        **{name: empty(h0, rows, *sizes) for name, sizes in saved_shapes(plan.squash, s).items()},
     }
     if plan.return_trace:
         kept["all_attention"] = h0.new_zeros(rows, s.rims, s.heads)
@@ -260,7 +260,7 @@ def x_gradient(w: Weights, d_values: Tensor, d_keys: Tensor) -> Tensor:
     return product(d_values, w.input_value.t()).addmm_(d_keys, w.input_key.t())
 
 
-def saved_shapes(gru: bool, s: Shape) -> dict[str, tuple[int, ...]]:
+def saved_shapes(squash: bool, s: Shape) -> dict[str, tuple[int, ...]]:
     """What the forward pass makes of each step and row."""
     shapes: dict[str, tuple[int, ...]] = {
         "attention": (s.active_rims, s.heads),
@@ -273,7 +273,7 @@ def saved_shapes(gru: bool, s: Shape) -> dict[str, tuple[int, ...]]:
         "weights": (s.active_rims, s.comm_heads, s.rims),
         "heard": (s.active_rims, s.comm_heads * s.comm_value_size),
     }
-    if gru and s.comm_heads:
+    if squash and s.comm_heads:
         shapes["squashed"] = (s.active_rims, s.rim_size)
     return shapes
 
@@ -348,6 +348,7 @@ def call(
     sequence = Sequence(
         **s._asdict(),
         gru=plan.gru,
+        squash=plan.squash,
         attend=s.key_size > 0,
         communicate=s.comm_heads > 0,
         private_inputs=plan.private,

@@ -14,7 +14,7 @@ SIZES = (
     *("steps", "batch", "first", "last"),  # of B rows this call computes those from first to last
     *("rims", "active_rims", "rim_size", "gates", "heads", "key_size", "value_size"),
     *("comm_heads", "comm_key_size", "comm_value_size"),
-    *("gru", "attend", "communicate", "private_inputs", "reverse", "keep", "packed"),  # 0 or 1
+    *("gru", "squash", "attend", "communicate", "private_inputs", "reverse", "keep", "packed"),  # 0 or 1
     "collect",  # rows that are collected before a weight's gradient grows
     "input_size",
 )
@@ -37,7 +37,7 @@ POINTERS = (
     # the dynamics' h
     *("active", "attention", "asks", "sums", "aside", "fresh"),
     # keys and values [.., K, C * (F + W)], queries [.., A, C * F], attention [.., A, C, K], what was heard
-    # [.., A, C * W], and in a GRU the tanh of its projection [.., A, D]
+    # [.., A, C * W], and, with squash, the tanh of its projection [.., A, D]
     *("told", "queries", "weights", "heard", "squashed"),
     # of a trace: attention on the input of all RIMs [.., K, H], and the gradients of a trace's two
     # attentions, dense

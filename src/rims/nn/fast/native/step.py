@@ -31,10 +31,10 @@ def applies(cell: RIMCell, x: Tensor) -> bool:
 
 
 @lru_cache(maxsize=64)
-def places(gru: bool, shape: Shape) -> tuple[dict[str, int], int]:
+def places(squash: bool, shape: Shape) -> tuple[dict[str, int], int]:
     """Where what a step makes lies in one piece of memory, and how many numbers that takes."""
     sizes = {"keys": shape.heads * shape.key_size, "values": shape.read}
-    sizes |= {name: prod(sizes_of) for name, sizes_of in saved_shapes(gru, shape).items()}
+    sizes |= {name: prod(sizes_of) for name, sizes_of in saved_shapes(squash, shape).items()}
     ends = list(accumulate(-(-size * shape.batch // 16) * 16 for size in sizes.values()))
     return dict(zip(sizes, [0, *ends])), ends[-1]
 
@@ -64,7 +64,7 @@ def single_step(
         comm_key_size=hear["key"].shape[2] // comm_heads,
         comm_value_size=hear["value"].shape[2] // comm_heads,
     )
-    where, total = places(gru, shape)
+    where, total = places(cell.squash, shape)
     space, states, c = h.new_empty(total), h.new_empty(h.shape), c.clone(memory_format=ROWS)
     active = torch.empty(len(x), shape.active_rims, dtype=torch.int32)
     ih_bias, hh_bias = dynamics.get("bias_ih"), dynamics.get("bias_hh")
@@ -94,6 +94,7 @@ def single_step(
         **shape._asdict(),
         last=len(x),
         gru=gru,
+        squash=cell.squash,
         attend=1,
         communicate=1,
         input_size=x.shape[1],
