@@ -3,7 +3,9 @@ measured."""
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -162,13 +164,33 @@ def test_a_grid_runs_once_and_its_table_holds_what_it_measured(tmp_path: Path, c
 
 
 @pytest.mark.slow
+def test_a_run_that_diverged_is_told_of_later_too(tmp_path: Path, capsys) -> None:
+    command = f"reproduce copying --scale smoke --folder {tmp_path} --only lstm --workers 1 --seeds 1".split()
+    main(command)
+    shutil.copytree(tmp_path / "lstm-0", tmp_path / "gru-state-0")
+    config = plan("copying", "smoke", ["gru-state"]).arms[0].config
+    (tmp_path / "gru-state-0" / "config.json").write_text(json.dumps({"format": 1, **config.to_json()}))
+    (tmp_path / "gru-state-0" / "summary.json").unlink()
+    (tmp_path / "gru-state-0" / "failure.txt").write_text("the loss is nan at update 3; it diverged\n")
+    main(command)
+    assert "the loss is nan at update 3; it diverged" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["failed"] == {"gru-state-0": "the loss is nan at update 3; it diverged"}
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_stops_no_other(tmp_path: Path) -> None:
     arms = plan("copying", "smoke", ["rim-6-4", "lstm"]).arms
     bad, good = (arm.config for arm in arms)
     bad.model.dropout = 2.0
-    runs = {tmp_path / "bad": bad, tmp_path / "good": good}
+    wild = copy.deepcopy(good)
+    wild.training.learning_rate = 3e37
+    runs = {tmp_path / "bad": bad, tmp_path / "wild": wild, tmp_path / "good": good}
     failed = run_grid(runs, Evaluation("best", 16), "again", workers=1)
-    assert failed == {tmp_path / "bad": "dropout is 2.0; expected 0 <= dropout < 1"}
+    assert failed.keys() == {tmp_path / "bad", tmp_path / "wild"}
+    assert failed[tmp_path / "bad"] == "dropout is 2.0; expected 0 <= dropout < 1"
+    assert re.search(r"is (nan|inf) at update", failed[tmp_path / "wild"])
+    assert (tmp_path / "wild" / "failure.txt").read_text().strip() == failed[tmp_path / "wild"]
     assert is_done(tmp_path / "good", good, Evaluation("best"))
     assert not is_done(tmp_path / "good", good, Evaluation("last"))
     good.training.updates = 5

@@ -89,10 +89,12 @@ class Reproduce:
             print(line)
         print(f"summary: {folder / 'summary.json'}")
         print(f"page:    rims report {folder}")
-        if summary["failed"]:
-            raise WorkError(
-                f"runs failed ({len(summary['failed'])}), see above; to try again, the same command"
-            )
+        # Others may have failed in an earlier call: they are told of, and are not this one's.
+        grid = module.plan(self.name, self.scale, self.only, self.seeds)
+        seeds = range(self.first_seed, self.first_seed + grid.seeds)
+        failed = {f"{arm.name}-{seed}" for arm in grid.arms for seed in seeds} & summary["failed"].keys()
+        if failed:
+            raise WorkError(f"runs failed ({len(failed)}), see above; to try again, the same command")
 
 
 @dataclass

@@ -22,7 +22,10 @@ from rims.train.checkpoint import Which
 from rims.train.config import RunConfig
 from rims.train.evaluate import evaluate
 from rims.train.fit import train
-from rims.train.folder import Run
+from rims.train.folder import Run, write_file
+
+FAILURE = "failure.txt"
+"""In the folder of a run whose loss was not finite: why it ended."""
 
 LOCK_SECONDS = 120.0
 """How long a run waits for another process in its folder to end."""
@@ -94,13 +97,15 @@ def is_done(folder: Path, config: RunConfig, testing: Evaluation) -> bool:
 
 
 def run_one(config: RunConfig, folder: Path, testing: Evaluation) -> None:
-    """Train, or go on, and test, in this process and in no other at the same time.
+    """Train, or go on, and test, in this process and in no other at the same time. Why a run failed stands
+    in ``failure.txt`` in its folder until it ends well.
 
     Raises what training and testing raise by themselves; anything else as UnexpectedError, its traceback in
     failures.txt in the folder.
     """
     keep_freed_memory()
     with _alone(folder):
+        (folder / FAILURE).unlink(missing_ok=True)
         try:
             run = train(config, folder, resume=(folder / "config.json").exists(), progress=False)
             evaluate(
@@ -109,7 +114,10 @@ def run_one(config: RunConfig, folder: Path, testing: Evaluation) -> None:
                 checkpoint=testing.checkpoint,
                 accelerator=config.training.accelerator,
             )
-        except (UserError, WorkError, Interrupted):
+        except (UserError, Interrupted):
+            raise
+        except WorkError as error:
+            write_file(folder / FAILURE, f"{error}\n")
             raise
         except Exception as error:  # memory, a driver, a fault of ours: no reason to stop the others
             log = folder / "failures.txt"

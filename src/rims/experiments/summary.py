@@ -14,6 +14,7 @@ from typing import Any
 
 from rims.errors import UserError
 from rims.experiments.arms import EXPERIMENTS, Arm, Grid, Scale
+from rims.experiments.grid import FAILURE
 from rims.report import words
 from rims.report.results import options
 from rims.tasks import TASKS
@@ -54,8 +55,14 @@ def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Pa
         "chance": {metric: value for metric, value in task.chance().items() if metric in experiment.metrics},
         "references": _references(grid, folder, experiment.metrics),
         "arms": arms,
-        "failed": {run.name: why for run, why in failed.items()},
+        "failed": {run.name: why for run, why in {**_failures(grid, folder), **failed}.items()},
     }
+
+
+def _failures(grid: Grid, folder: Path) -> dict[Path, str]:
+    """Why runs of the grid failed, in this call or an earlier one."""
+    notes = (path / FAILURE for arm in grid.arms for path in standing(arm, folder))
+    return {note.parent: note.read_text().strip() for note in notes if note.exists()}
 
 
 def standing(arm: Arm, folder: Path) -> dict[Path, RunConfig]:
