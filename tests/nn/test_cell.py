@@ -116,6 +116,20 @@ def test_gru_state_stays_bounded_over_1000_steps_for_any_weights() -> None:
             assert h.abs().max() <= bound + 1e-4
 
 
+@pytest.mark.parametrize("comm_tanh", [False, True])
+def test_lstm_state_is_bounded_with_comm_tanh_and_not_without(comm_tanh: bool) -> None:
+    """A resting RIM is heard with the sum that it keeps: the plain residual builds sums on sums."""
+    torch.manual_seed(0)
+    cell = RIMCell(4, 24, 6, 4, comm_tanh=comm_tanh)
+    with torch.no_grad():
+        for p in cell.parameters():
+            p.mul_(10.0)
+        h = c = torch.zeros(8, 24)
+        for _ in range(1000):
+            h, c = cell(torch.randn(8, 4), (h, c))
+    assert (h.abs().max() <= 2) == comm_tanh
+
+
 def test_official_gru_grows_no_faster_than_its_tanh_allows() -> None:
     """As released: sigmoid * tanh is added at each step, so |h| gains less than 1 a step."""
     cell = RIMCell(4, 24, 6, 4, cell="gru", variant="official")

@@ -339,8 +339,12 @@ class RIMCell(nn.Module):
         A GRU's hidden state is its own memory, so anything added to it piles up over time: the plain residual
         of equation 5 grew to 2e6 within 128 steps. In the paper variant a GRU RIM therefore writes as a GRU
         writes everything, through its update gate and a
-        tanh: h = z * h + (1 - z) * (n + tanh(out)), which stays within max(2, |h_0|) for any weights. An
-        LSTM's hidden state is made anew from its cell state at each step and takes the plain residual.
+        tanh: h = z * h + (1 - z) * (n + tanh(out)), which stays within max(2, |h_0|) for any weights.
+
+        An LSTM's hidden state is made anew from its cell state whenever its RIM is active, and takes the
+        plain residual. That is not bounded either: a RIM that rests is heard with the sum that it keeps, so
+        sums build on sums, and large weights let them grow (docs/log.md). With ``comm_tanh`` it takes
+        h~ + tanh(out), within max(2, |h_0|).
         """
         if self.communication is None:
             return h_new, None
