@@ -56,7 +56,7 @@ def table(summary: dict[str, Any], metric: str) -> tuple[list[str], list[list[st
     if first:
         rule = [_by_the_papers_rule(arm, metric, tested) for arm in rows]
         columns |= {RULE: rule} if any(rule) else {}
-        costs = [_costs(arm) for arm in rows]
+        costs = [_costs(arm, summary["failed"]) for arm in rows]
         columns |= {name: [cost[i] for cost in costs] for i, name in enumerate(COSTS)}
     header, lines = [*columns], [[*cells] for cells in zip(*columns.values())]
     chance = {"chance": dict.fromkeys(map(str, tested), summary["chance"])} if summary["chance"] else {}
@@ -110,11 +110,12 @@ def _by_the_papers_rule(arm: dict[str, Any], metric: str, tested: Sequence[int])
     return " / ".join(words.value(metric, estimate(at[c]).mean) if c in at else words.MISSING for c in tested)
 
 
-def _costs(arm: dict[str, Any]) -> tuple[str, ...]:
-    """:data:`COSTS`."""
+def _costs(arm: dict[str, Any], failed: dict[str, str]) -> tuple[str, ...]:
+    """:data:`COSTS`. The mean of an arm some of whose runs failed is one of those that did not."""
     runs = arm["runs"]
+    lost = sum(run.rpartition("-")[0] == arm["name"] for run in failed)
     return (
-        str(len(runs)),
+        str(len(runs)) + (f" ({lost} failed)" if lost else ""),
         _range([run["parameters"] for run in runs], words.whole),
         _range([run["flops_per_step"] for run in runs], words.brief),
         _range([run["updates"] for run in runs], words.whole),
