@@ -55,6 +55,7 @@ def adding(scale: Scale) -> Grid:
     arms += [
         shared.arm("rim-5-3", later(scale, unit)),
         shared.arm("rim-6-4-tanh", replace(main, comm_tanh=True)),
+        shared.arm("rim-6-4-gru", replace(main, cell="gru")),
         shared.arm("rim-6-4-official", replace(main, variant="official")),
         shared.arm("rim-6-4-competition", replace(main, selection="competition")),
     ]

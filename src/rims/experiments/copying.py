@@ -55,7 +55,7 @@ def both(train: float, test: float) -> dict[int, float]:
 
 def copying(scale: Scale) -> Grid:
     """Table 1, left: RIMs with 2 to 4 active, the sizes that the author gave later, both variants and
-    selections, and every other core at two fair sizes."""
+    selections, bounded communication and GRU dynamics, and every other core at two fair sizes."""
     shared, unit, sizes = setup(scale), units(scale), attention(scale)
     main = rims(4, size=6 * unit, **sizes)
     arms = [
@@ -65,6 +65,7 @@ def copying(scale: Scale) -> Grid:
         shared.arm("rim-5-2", rims(2, 5, 5 * unit, **sizes), both(0.0, 0.0)),
         shared.arm("rim-5-3", later(scale, unit)),
         shared.arm("rim-6-4-tanh", rims(4, size=6 * unit, comm_tanh=True, **sizes)),
+        shared.arm("rim-6-4-gru", rims(4, size=6 * unit, cell="gru", **sizes)),
         shared.arm("rim-6-4-official", rims(4, size=6 * unit, variant="official", **sizes)),
         shared.arm("rim-6-4-competition", rims(4, size=6 * unit, selection="competition", **sizes)),
         shared.arm("lstm-half", LSTMConfig(hidden_size=3 * unit), both(0.0, 4.32)),
