@@ -76,3 +76,9 @@ def test_config_errors_name_the_option() -> None:
         CORES["lstm"](hidden_size=0).build(5)
     with pytest.raises(ValueError, match="num_active is 9; expected at most num_rims, which is 6"):
         RIMConfig(num_active=9).build(5)
+
+
+def test_only_rims_of_the_plain_residual_are_told_of_a_steadier_option() -> None:
+    assert RIMConfig().steadier == "--core.comm-tanh True"
+    for bounded in ({"cell": "gru"}, {"variant": "official"}, {"communication": False}, {"comm_tanh": True}):
+        assert RIMConfig(**bounded).steadier == ""

@@ -158,6 +158,12 @@ class CoreConfig:
         """What the core reads; an option of those cores that can read different things."""
         return "vector"
 
+    @property
+    def steadier(self) -> str:
+        """An option with which training may no longer diverge, as the command line spells it; "" where there
+        is none."""
+        return ""
+
     def sized(self: C, size: int) -> C:
         """This config at a size of 1, 2, ...: each is possible, and parameters and state size grow with it.
 

@@ -155,6 +155,11 @@ class RIMConfig(CoreConfig):
     backend: Literal["auto", "reference", "fast"] = "auto"
     """How the sequence is run: see :class:`rims.RIM`."""
 
+    @property
+    def steadier(self) -> str:
+        plain = self.communication and self.variant == "paper" and self.cell == "lstm" and not self.comm_tanh
+        return "--core.comm-tanh True" if plain else ""
+
     def sized(self, size: int) -> RIMConfig:
         """With ``size`` units a RIM: the total is a multiple of their number."""
         return replace(self, hidden_size=size * self.num_rims)

@@ -87,9 +87,10 @@ class Measurements(Callback):
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
                 value = loss if what == "loss" else norm
+                steadier = self.run.config.core.steadier
                 raise WorkError(
                     f"the {what} is {value} at update {number}; {self.run.path} keeps its last checkpoint "
-                    "(try a smaller learning rate or clip)"
+                    f"(try a smaller learning rate or clip{f', or {steadier}' if steadier else ''})"
                 )
         self.losses += losses
         self.norms += [norm for norm in norms if math.isfinite(norm)]
