@@ -48,23 +48,37 @@ def halves(tensors: graphs.MaybeTensors) -> graphs.MaybeTensors:
     return [None if t is None else t / 2 for t in tensors]
 
 
-def test_one_graph_for_each_signature() -> None:
+def test_one_graph_for_each_signature_that_comes_again() -> None:
     backend = FakeBackend()
     cache = graphs.Cache(backend)
-    cache("halves", halves, [torch.ones(3), None])
-    cache("halves", halves, [torch.zeros(3), None])
+    for value in (1.0, 2.0, 3.0):
+        found = cache("halves", halves, [torch.full((3,), value), None])
+        assert found[0] is not None
+        assert found[0].tolist() == [value / 2] * 3
     assert (backend.captures, backend.replays) == (1, 2)
-    for inputs in ([torch.ones(4), None], [torch.ones(3), torch.ones(3)], [torch.ones(3).double(), None]):
-        cache("halves", halves, inputs)
-    cache("others", halves, [torch.ones(3), None])
-    backend.stream = 1
-    cache("halves", halves, [torch.ones(3), None])
-    assert backend.captures == 6
+    for captures in (1, 6):
+        for inputs in ([torch.ones(4), None], [torch.ones(3), torch.ones(3)], [torch.ones(3).double(), None]):
+            cache("halves", halves, inputs)
+        cache("others", halves, [torch.ones(3), None])
+        backend.stream = 1
+        cache("halves", halves, [torch.ones(3), None])
+        backend.stream = 0
+        assert backend.captures == captures
+
+
+def test_sequences_of_ever_other_lengths_are_not_captured() -> None:
+    backend = FakeBackend()
+    cache = graphs.Cache(backend, capacity=4)
+    for size in [*range(1, 20)] * 2:
+        cache("halves", halves, [torch.ones(size)])
+    assert not backend.captures
+    assert len(cache.once) == 4
 
 
 def test_results_are_the_callers_own() -> None:
     cache = graphs.Cache(FakeBackend())
     given = torch.ones(3)
+    cache("halves", halves, [given])
     first = cache("halves", halves, [given])
     second = cache("halves", halves, [torch.zeros(3)])
     assert first[0] is not None
@@ -78,10 +92,11 @@ def test_results_are_the_callers_own() -> None:
 def test_the_least_recently_used_goes_first() -> None:
     backend = FakeBackend()
     cache = graphs.Cache(backend, capacity=2)
-    for size in (1, 2, 1, 3, 1):
+    for size in (1, 1, 2, 2, 1, 3, 3, 1):
         cache("halves", halves, [torch.ones(size)])
     assert backend.captures == 3
-    cache("halves", halves, [torch.ones(2)])
+    for _ in range(2):
+        cache("halves", halves, [torch.ones(2)])
     assert backend.captures == 4
     assert len(cache.graphs) == 2
 
@@ -90,6 +105,7 @@ def test_without_capture_it_warns_once_and_computes() -> None:
     backend = FakeBackend()
     backend.works = False
     cache = graphs.Cache(backend)
+    cache("halves", halves, [torch.ones(3)])
     with pytest.warns(UserWarning, match="no CUDA graph"):
         first = cache("halves", halves, [torch.ones(3)])
     second = cache("halves", halves, [torch.ones(3)])  # a warning here would be an error
@@ -120,15 +136,19 @@ def test_two_sequences_alive_before_the_first_backward() -> None:
     torch.testing.assert_close(gradients(engine, (1, 0)), gradients(EAGER, (0, 1)))
     assert backend.captures == 2  # one forwards, one backwards
     with torch.no_grad():
-        dense.run(*gpu.prepare(layer, *calls[0]), engine)
+        for _ in range(2):
+            dense.run(*gpu.prepare(layer, *calls[0]), engine)
     assert backend.captures == 3
 
 
 def test_equals_the_engine_within() -> None:
     case = Case({**PAPER_IN_SMALL, "cell": "gru"}, reset=True, valid=True, disabled=(2,), comm_dropout=True)
-    engine = graphs.Graphs(EAGER, FakeBackend())
-    found, wanted = (outcome(case, e, torch.float64) for e in (engine, EAGER))
-    assert max(errors(found, wanted).values()) == 0
+    backend = FakeBackend()
+    engine = graphs.Graphs(EAGER, backend)
+    for _ in range(2):
+        found, wanted = (outcome(case, e, torch.float64) for e in (engine, EAGER))
+        assert max(errors(found, wanted).values()) == 0
+    assert backend.captures == backend.replays == 2
 
 
 CASES = {
@@ -149,7 +169,7 @@ CASES = {
 def test_equals_the_cell_on_a_gpu(case: Case, name: str) -> None:
     wanted = outcome(case, None, torch.float64)
     engine = gpu.engine(name)
-    for _ in range(2):  # captured, then replayed
+    for _ in range(3):  # as it is, captured, then replayed
         worst = errors(outcome(case, engine, torch.float32, "cuda"), wanted)
         assert {k: v for k, v in worst.items() if not v <= 1e-4} == {}
     half = outcome(case, engine, torch.float32, "cuda", torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The dense computation captured in CUDA graphs: hundreds of small operations, launched as one.
+"""Another engine's passes captured in CUDA graphs: hundreds of small operations, launched as one.
 
 A graph reads and writes fixed memory. Inputs are copied into it before each replay and results copied out of
 it after, what the backward pass needs included, so that nothing of one call is overwritten by the next, in
@@ -6,7 +6,8 @@ whatever order their backward passes come. The copies move some 0.2 GB at the pa
 under a tenth of a millisecond; the launches they save take several.
 
 Forward and backward pass are two graphs. There is one of each for every combination of options, shapes and
-dtypes met, the least recently used dropped first.
+dtypes, the least recently used dropped first. A combination is captured when it comes a second time:
+capturing takes as long as several runs without, which sequences of ever other lengths would never get back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,8 +24,9 @@ from torch import Tensor
 from rims.nn.fast.dense import Engine, Hoisted, Inputs, Options, Saved
 
 CAPACITY = 16
-"""Graphs kept, forward and backward counted apart."""
+"""Graphs kept, forward and backward counted apart; as many combinations are remembered that came once."""
 
+V = TypeVar("V")
 MaybeTensors = Sequence[Tensor | None]
 Function = Callable[[MaybeTensors], MaybeTensors]
 
@@ -84,6 +86,7 @@ class Cache:
     def __init__(self, backend: Backend, capacity: int = CAPACITY) -> None:
         self.backend, self.capacity = backend, capacity
         self.graphs: OrderedDict[Hashable, Graph | None] = OrderedDict()
+        self.once: OrderedDict[Hashable, None] = OrderedDict()
         self.lock = threading.Lock()  # the backward pass runs in threads of autograd's
 
     def __call__(self, name: Hashable, function: Function, inputs: MaybeTensors) -> MaybeTensors:
@@ -92,10 +95,12 @@ class Cache:
             return function(inputs)
         key = (name, self.backend.context(), *map(signature, inputs))
         with self.lock:
+            if key not in self.graphs and key not in self.once:
+                self._put(self.once, key, None)
+                return function(inputs)
             if key not in self.graphs:
-                self.graphs[key] = self._capture(function, inputs)
-                if len(self.graphs) > self.capacity:
-                    self.graphs.popitem(last=False)
+                del self.once[key]
+                self._put(self.graphs, key, self._capture(function, inputs))
             self.graphs.move_to_end(key)
             graph = self.graphs[key]
             if graph is None:
@@ -105,6 +110,11 @@ class Cache:
                     own.copy_(given)
             graph.replay()
             return [None if result is None else result.clone() for result in graph.results]
+
+    def _put(self, into: OrderedDict[Hashable, V], key: Hashable, value: V) -> None:
+        into[key] = value
+        if len(into) > self.capacity:
+            into.popitem(last=False)
 
     def _capture(self, function: Function, inputs: MaybeTensors) -> Graph | None:
         own = [None if t is None else t.detach().clone(memory_format=torch.contiguous_format) for t in inputs]
