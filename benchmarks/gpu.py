@@ -225,7 +225,8 @@ def main() -> None:
         (out / "gpu.json").write_text(json.dumps(result, indent=1))
 
     checks = [("checks", check, engine, name) for name in CHECKS for engine in ENGINES if engine in engines]
-    compiled = [("", measure, "kernel", LENGTHS[0], BATCHES[0], precision) for precision in DTYPES]
+    warmed = DTYPES if "kernel" in engines else ()
+    compiled = [("", measure, "kernel", LENGTHS[0], BATCHES[0], precision) for precision in warmed]
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         jobs = [(job[0], pool.submit(guarded, *job[1:])) for job in [*compiled, *checks]]
         for into, job in jobs:

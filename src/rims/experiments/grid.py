@@ -105,7 +105,8 @@ def run_one(config: RunConfig, folder: Path, testing: Evaluation) -> None:
     """
     keep_freed_memory()
     with _alone(folder):
-        (folder / FAILURE).unlink(missing_ok=True)
+        if (folder / FAILURE).exists():
+            (folder / FAILURE).unlink()
         try:
             run = train(config, folder, resume=(folder / "config.json").exists(), progress=False)
             evaluate(
