@@ -48,7 +48,7 @@ def test_fair_sizes_are_fair_and_miss_no_core(name: str, scale) -> None:
         return [measure(config, input_size, attribute) for config in cores]
 
     (state, *_), (parameters, *_) = sizes("state_size", "rim"), sizes("num_parameters", "rim")
-    for core in set(CORES) - {"rim"}:
+    for core in {core for core in CORES if CORES[core].recurrent} - {"rim"}:
         assert state in sizes("state_size", core) or core == "transformer"
         assert any(abs(found - parameters) <= 0.05 * parameters for found in sizes("num_parameters", core))
 
@@ -77,6 +77,12 @@ def test_the_paper_scale_is_the_papers() -> None:
     later = smnist["rim-5-3"].config
     assert (later.core.hidden_size, later.core.num_rims, later.core.num_active) == (510, 5, 3)
     assert later.training.learning_rate == 1e-3
+    crops = {arm.name: arm.config for arm in plan("crops", "paper").arms}
+    training = crops["rim-6-4"].training
+    assert (training.schedule, training.validate_every) == ("plateau", 312)
+    oracle = crops["oracle"]
+    assert oracle.task == replace(crops["rim-6-4"].task, oracle=True)
+    assert not oracle.core.recurrent
     ablations = {arm.name: arm for arm in plan("copying-ablations", "paper").arms}
     assert len(ablations) == 1 + 9 + 5 + 8 + 6 + 5
     assert ablations["rim-24-22"].config.core.hidden_size == 2400

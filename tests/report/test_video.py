@@ -180,7 +180,7 @@ def test_the_page_has_every_picture_and_needs_nothing_else(report, runs) -> None
     assert "unreliable beyond some ten frames" in page.words
 
 
-def test_runs_that_cannot_be_shown_are_named(runs, task, tmp_path) -> None:
+def test_runs_that_cannot_be_shown_are_named(runs, task, seen, tmp_path) -> None:
     from rims.train.folder import Run
 
     other = Run.create(tmp_path / "other", RunConfig(Moving(side=24), GRUConfig(6), MODEL))
@@ -194,6 +194,16 @@ def test_runs_that_cannot_be_shown_are_named(runs, task, tmp_path) -> None:
     assert "has other frames than GRU" in found.missing[0]
     assert f"has no checkpoint yet: rims resume {empty.path}" in found.missing[1]
     assert "damaged or is no checkpoint of rims" in found.missing[2]
+    oracle = Run.create(tmp_path / "oracle", RunConfig(Moving(oracle=True), GRUConfig(6), MODEL))
+    (section,) = gather([oracle.path, runs["gru"]])
+    found = video.observe(section)
+    assert [run.result.name for run in found.scenes[0].runs] == ["gru"]
+    assert torch.equal(found.scenes[0].truth, seen.scenes[0].truth)
+    assert found.missing == [
+        f"{section.groups[0].label} is shown what it is to predict: it has no rollout."
+    ]
+    (section,) = gather([oracle.path])
+    assert not video.observe(section).scenes
     (section,) = gather([empty.path])
     assert not video.observe(section).scenes
     assert "has no checkpoint yet" in Page(write_report([empty.path])).words

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rims.tasks import Batch, Frames
-from rims.tasks.video import Scene, VideoTask, clips
+from rims.tasks.video import Scene, VideoTask
 
 
 def discs(positions: Tensor, radii: Tensor, side: int, torus: bool = False) -> Tensor:
@@ -57,7 +57,7 @@ class Moving(VideoTask):
         positions = (start + velocity * torch.arange(self.length)[:, None, None, None]) % self.side
         radii = torch.full(shape[:2], self.radius)
         scene = Scene(positions, velocity.expand_as(positions), radii)
-        return clips(discs(positions, radii.expand(self.length, -1, -1), self.side, torus=True), scene)
+        return self.clips(discs(positions, radii.expand(self.length, -1, -1), self.side, torus=True), scene)
 
     def extrapolated(self, batch: Batch, steps: int) -> Tensor:
         positions, velocities, radii, *_ = batch.details

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -96,6 +98,18 @@ def test_a_model_that_knows_the_future_is_right() -> None:
     for name in ("f1", "balanced_accuracy", "rollout_f1", "rollout_balanced_accuracy"):
         assert float(found[name]) == 1.0, name
     assert float(found["position_error"]) < 0.01  # the oracle is sure to EPSILON alone
+
+
+def test_an_oracle_is_shown_what_it_is_to_predict_and_nothing_else_changes() -> None:
+    task, batch = replace(TASK, oracle=True), draw(8, condition=2)
+    told = draw(8, replace(TASK, oracle=True), condition=2)
+    assert torch.equal(told.targets, batch.targets)
+    assert torch.equal(told.inputs[:-1], batch.inputs[1:])
+    assert torch.equal(told.inputs, told.targets)
+    found = task.measure(lambda inputs: (as_logits(inputs), None), told)
+    assert found.keys() == {"loss", "f1", "balanced_accuracy"}
+    assert float(found["f1"]) == float(found["balanced_accuracy"]) == 1.0
+    assert task.references(told) == {}
 
 
 def test_batches_that_count_by_their_size_are_the_mean_of_all() -> None:

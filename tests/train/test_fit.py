@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -252,6 +253,36 @@ def test_the_cosine_schedule_ends_at_zero(config):
     scheduler = module.configure_optimizers()["lr_scheduler"]["scheduler"]
     rate = scheduler.lr_lambdas[0]
     assert [rate(0), rate(50), rate(100), rate(101)] == pytest.approx([1, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize("update", [None, 12, 13, 27])
+def test_the_plateau_schedule_halves_after_five_validations_without_progress(
+    config, folder, monkeypatch, update
+):
+    """At a learning rate that changes next to nothing: after validations 6, 11, 16 and 21; also when resumed."""
+    settings = config(
+        updates=50, validate_every=2, checkpoint_every=1, learning_rate=1e-6, schedule="plateau"
+    )
+    if update is not None:
+        with monkeypatch.context() as patch:
+            crash_at(patch, update, raise_crash)
+            with pytest.raises(Crash):
+                train(settings, folder, progress=False)
+    run = train(settings, folder, resume=update is not None, progress=False)
+    assert learning_rate(run) == 1e-6 / 2**4
+
+
+def test_the_plateau_schedule_leaves_a_run_that_progresses_alone(config, folder):
+    run = train(config(updates=50, validate_every=2, learning_rate=1e-3, schedule="plateau"), folder)
+    losses = [row["loss"] for row in run.metrics() if row["split"] == "validation"]
+    assert all(after < 0.9999 * before for before, after in pairwise(losses))
+    assert learning_rate(run) == 1e-3
+
+
+def learning_rate(run: Run) -> float:
+    """That of the next update."""
+    checkpoint = torch.load(run.last_checkpoint, weights_only=True)
+    return checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
 
 
 def test_initial_weights_depend_on_the_seed_alone(config):

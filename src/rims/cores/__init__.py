@@ -3,6 +3,7 @@
 from rims.cores.base import CORES, Core, CoreConfig, Inputs, register
 from rims.cores.dnc import DNCConfig, DNCCore
 from rims.cores.entnet import EntNetConfig, EntNetCore
+from rims.cores.feedforward import FeedForwardConfig, FeedForwardCore
 from rims.cores.gru import GRUConfig, GRUCore
 from rims.cores.lstm import LSTMConfig, LSTMCore
 from rims.cores.mingru import MinGRUConfig, MinGRUCore
@@ -20,6 +21,8 @@ __all__ = [
     "DNCCore",
     "EntNetConfig",
     "EntNetCore",
+    "FeedForwardConfig",
+    "FeedForwardCore",
     "GRUConfig",
     "GRUCore",
     "Inputs",

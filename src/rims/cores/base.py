@@ -153,6 +153,10 @@ class CoreConfig:
     size: ClassVar[str] = "hidden_size"
     """The integer option that fair comparisons vary (see :meth:`sized` and rims.cores.sizes)."""
 
+    recurrent: ClassVar[bool] = True
+    """Whether the core carries anything from step to step. One that does not is a control, and no size makes
+    it comparable in state."""
+
     @property
     def inputs(self) -> Inputs:
         """What the core reads; an option of those cores that can read different things."""

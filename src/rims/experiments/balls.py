@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rims.cores import GRUConfig, LSTMConfig, RIMConfig
+from rims.cores import FeedForwardConfig, GRUConfig, LSTMConfig, RIMConfig
 from rims.experiments.arms import (
     Arm,
     Experiment,
@@ -104,9 +104,11 @@ def balls_ood(scale: Scale) -> Grid:
 
 def crops(scale: Scale) -> Grid:
     """D.5, Figure 13: three balls and a fixed one in the middle, in a small arena; one step ahead, with one
-    to six balls. How crops of the frame were read is not said anywhere: here the whole frame is.
+    to six balls. How crops of the frame were read is not said anywhere: here the whole frame is. The oracle
+    is shown the frame to predict, and needs no memory.
 
-    20,000 sequences of 100 frames in the paper; the learning rate and the size of a batch are unknown.
+    20,000 sequences of 100 frames in the paper, and a learning rate that is halved when the validation loss
+    no longer falls; what it is at first and the size of a batch are unknown.
     """
     arena: dict[str, Any] = {
         "side": sized(scale, 16, 24, 48),
@@ -116,10 +118,18 @@ def crops(scale: Scale) -> Grid:
     }
     task = Balls(balls=3, test_balls=(1, 2, 3, 4, 5, 6), centre=True, **arena)
     shared = setup(scale, task, 100 * 20_000 // 64)
+    if scale == "paper":
+        # A validation an epoch, of its 1,000 sequences
+        training = replace(
+            shared.training, schedule="plateau", validate_every=20_000 // 64, validation_sequences=1000
+        )
+        shared = replace(shared, training=training)
+    oracle = replace(shared, task=replace(task, oracle=True))
     main = main_core(scale)
     arms = [
         shared.arm("rim-6-4", main),
         shared.arm("lstm", LSTMConfig(hidden_size=main.hidden_size)),
+        oracle.arm("oracle", FeedForwardConfig(hidden_size=main.hidden_size)),
     ]
     others, impossible = shared.others(main)
     return Grid(unlike([*arms, *others]), 3, impossible)

@@ -28,10 +28,11 @@ COLOURS = {
     "transformer": "#222222",
     "slstm": "#8c564b",
     "mingru": "#9a9a00",
+    "feedforward": "#999999",
 }
-"""A core keeps its colour in every report: Okabe and Ito's palette for colour-blind readers, and four."""
+"""A core keeps its colour in every report: Okabe and Ito's palette for colour-blind readers, and five."""
 
-SPELLING = {"entnet": "EntNet", "mingru": "minGRU", "slstm": "sLSTM"}
+SPELLING = {"entnet": "EntNet", "feedforward": "Feed-forward", "mingru": "minGRU", "slstm": "sLSTM"}
 """Names of cores that their papers write in a way of their own."""
 
 MANY = 8
@@ -171,6 +172,10 @@ class Group:
         return self.results[0]
 
     @property
+    def task(self) -> Task:
+        return self.first.config.task
+
+    @property
     def seeds(self) -> int:
         return len(self.results)
 
@@ -243,7 +248,7 @@ class Section:
 
     @property
     def task(self) -> Task:
-        return self.groups[0].first.config.task
+        return self.groups[0].task
 
     @property
     def results(self) -> list[Result]:
@@ -358,7 +363,7 @@ def _hash(commit: Any) -> str | None:
 
 def _section(groups: list[Group]) -> Section:
     results = [result for group in groups for result in group.results]
-    task = groups[0].first.config.task
+    task = groups[0].task
     chance = task.chance()
     measured = [metrics for result in results for metrics in result.evaluation.values()]
     names = dict.fromkeys(name for metrics in measured for name in metrics)

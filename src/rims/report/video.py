@@ -88,19 +88,21 @@ def observe(section: Section) -> Video:
     """Roll out one seed of each group at the training conditions and at each test condition.
 
     What cannot be shown is said: runs without a checkpoint, or with a damaged one, and those whose frames are
-    not as the first run's. Raises UserError when the task's data files are missing.
+    not as the first run's, and oracles. Raises UserError when the task's data files are missing.
     """
     from rims.train.checkpoint import load_model
 
-    task = section.task
-    assert isinstance(task, VideoTask)
-    video, models = Video([], [], []), []
-    for group in section.groups:
-        own = group.first.config.task
-        assert isinstance(own, VideoTask)
+    tasks = [(group, task) for group in section.groups if isinstance(task := group.task, VideoTask)]
+    predicting = [(group, task) for group, task in tasks if not task.oracle]
+    oracles = [group.label for group, task in tasks if task.oracle]
+    video = Video([], [], [f"{label} is shown what it is to predict: it has no rollout." for label in oracles])
+    if not predicting:
+        return video
+    models, (first, task) = [], predicting[0]
+    for group, own in predicting:
         result = next((r for r in group.results if r.run.last_checkpoint.exists()), None)
         if (own.input, own.feed_in, own.rollout) != (task.input, task.feed_in, task.rollout):
-            video.missing.append(f"{group.label} has other frames than {section.groups[0].label}.")
+            video.missing.append(f"{group.label} has other frames than {first.label}.")
         elif result is None:
             again = group.first.argument
             video.missing.append(f"{group.label} has no checkpoint yet: rims resume {again}")

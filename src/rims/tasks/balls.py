@@ -17,7 +17,7 @@ from torch import Tensor
 from rims.tasks.base import Batch, Frames, register
 from rims.tasks.physics import place, simulate
 from rims.tasks.render import PALETTE, render
-from rims.tasks.video import Scene, VideoTask, clips
+from rims.tasks.video import Scene, VideoTask
 
 SIDE = 64.0
 """Side of the box in the units of radii and speeds; a frame shows all of it, at any size."""
@@ -118,7 +118,7 @@ class Balls(VideoTask):
         UserError when the box has no room for the balls."""
         seed = int(torch.randint(2**62, (), generator=generator))
         scene, _ = self.draw(np.random.default_rng(seed), batch_size, condition)
-        return clips(self.render(scene), scene)
+        return self.clips(self.render(scene), scene)
 
     def draw(
         self, random: np.random.Generator, batch_size: int, condition: int | None = None

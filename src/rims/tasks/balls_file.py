@@ -31,7 +31,7 @@ from torch import Tensor
 from rims.errors import UserError
 from rims.tasks.balls import straight_on
 from rims.tasks.base import Batch, DatasetTask, Frames, Split, register
-from rims.tasks.video import Scene, VideoTask, clips
+from rims.tasks.video import Scene, VideoTask
 
 UNIT = "pixel"
 """The attribute ``unit`` of our files."""
@@ -138,13 +138,13 @@ class BallsFile(VideoTask, DatasetTask):
             values = _rows(data, rows, self.length)
             frames = torch.from_numpy(_brightness(values, path, split)).permute(0, 1, 4, 2, 3).contiguous()
             if not _is_ours(path):
-                return clips(frames)
+                return self.clips(frames)
             fields = _scene_fields(path, split, *data.shape[:2])
             parts = {name: _rows(fields[name], rows, self.length) for name in MOVING}
             parts |= {name: _rows(fields[name], rows) for name in LASTING}
             kinds = {name: np.int64 if name == "colours" else np.float32 for name in parts}
             scene = {name: torch.from_numpy(part.astype(kinds[name])) for name, part in parts.items()}
-            return clips(frames, Scene(**scene))
+            return self.clips(frames, Scene(**scene))
 
     def extrapolated(self, batch: Batch, steps: int) -> UInt8[Tensor, "S B C H W"] | None:
         """As :meth:`rims.tasks.balls.Balls.extrapolated`, of our files; None of others."""

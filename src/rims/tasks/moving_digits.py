@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rims.tasks import digits, files, smnist
 from rims.tasks.base import Batch, DatasetTask, Frames, Split, register
-from rims.tasks.video import Scene, VideoTask, clips
+from rims.tasks.video import Scene, VideoTask
 
 SEQUENCES: dict[Split, int] = {"training": 1_000_000, "validation": 2_048, "test": 2_048}
 """Sequences of each split. One could generate more; that they are numbered gives each its split for ever."""
@@ -121,7 +121,7 @@ class MovingDigits(DatasetTask, VideoTask):
             torch.from_numpy(velocities).float(),
             torch.full(chosen.shape, square / 2),
         )
-        return clips(torch.from_numpy(frames), scene)
+        return self.clips(torch.from_numpy(frames), scene)
 
     def _pictures(self, split: Split) -> Pictures:
         folder = files.data_dir() if self.source == "mnist" else None

@@ -45,11 +45,6 @@ class Scene(NamedTuple):
     """What hides objects behind it: left, top, right and bottom, NaN where there is none; of balls too."""
 
 
-def clips(frames: UInt8[Tensor, "T B C H W"], scene: Scene | None = None) -> Batch:
-    """A batch of the frames: every one but the last as input, the one after it as target."""
-    return Batch(frames[:-1], frames[1:], scene)
-
-
 @dataclass
 class VideoTask(Task):
     """Predict each next frame. Training is teacher-forced; measurements also feed ``feed_in`` true frames and
@@ -69,6 +64,10 @@ class VideoTask(Task):
     rollout: int = 35
     """Frames predicted then; the first of them from true frames alone."""
 
+    oracle: bool = False
+    """Show the model the very frame that it is to predict, and measure one step alone: the time-travelling
+    oracle of the paper's D.5. What encoder and decoder lose, no core wins back."""
+
     def __post_init__(self) -> None:
         for field in ("length", "feed_in", "rollout"):
             if getattr(self, field) < 1:
@@ -78,6 +77,11 @@ class VideoTask(Task):
                 f"feed_in is {self.feed_in} and rollout {self.rollout}; expected at most length, "
                 f"{self.length}, together"
             )
+
+    def clips(self, frames: Bytes, scene: Scene | None = None) -> Batch:
+        """A batch of the frames ``[T, B, C, H, W]``: every one but the last as input, the one after it as
+        target."""
+        return Batch(frames[1:] if self.oracle else frames[:-1], frames[1:], scene)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.binary_cross_entropy_with_logits(outputs, as_floats(batch.targets).to(outputs.dtype))
@@ -103,6 +107,8 @@ class VideoTask(Task):
 
     def measure(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         one_step = super().measure(model, batch)
+        if self.oracle:
+            return one_step
         _, logits = roll_out(model, batch.inputs[: self.feed_in], self.rollout)
         return {**one_step, **self.rollout_metrics(logits[-self.rollout :], batch)}
 
@@ -114,7 +120,9 @@ class VideoTask(Task):
     def references(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """ "last frame": nothing moves, neither from frame to frame nor after the last that was fed.
         "constant velocity", of the rollout alone: :meth:`extrapolated`. Both are sure to
-        :data:`rims.tasks.pixels.EPSILON`, on which their cross-entropies depend."""
+        :data:`rims.tasks.pixels.EPSILON`, on which their cross-entropies depend. None beside an oracle."""
+        if self.oracle:
+            return {}
         logits = as_logits(batch.inputs)
         found = {"last frame": {"loss": self.loss(logits, batch), **self.metrics(logits, batch)}}
         for name, frames in self._reference_rollouts(batch).items():

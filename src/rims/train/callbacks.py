@@ -1,4 +1,5 @@
-"""What happens between updates: measurements, stopping on request, checkpoints; in this order.
+"""What happens between updates: measurements, the learning rate, stopping on request, checkpoints; in this
+order.
 
 The order is what makes a kill harmless: the rows of an update are on disk before a checkpoint of it, and a
 resumed run drops the rows after its checkpoint and makes them again.
@@ -17,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rims.errors import WorkError
 from rims.train.data import held_out, measure
@@ -163,6 +165,39 @@ class StopOnSignal(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore()
+
+
+class Plateau(Callback):
+    """Halves the learning rate when the validation loss has not fallen by 0.01 % for five validations in a
+    row (paper D.5, with epochs).
+
+    Not one of Lightning's schedulers: those that look at a loss step after the checkpoint of an update is
+    saved, so a resumed run would miss a step.
+    """
+
+    def __init__(self, measurements: Measurements) -> None:
+        self.measurements = measurements
+        self.saved: dict[str, Any] = {}
+        self.scheduler: ReduceLROnPlateau | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.saved if self.scheduler is None else self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.saved = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # patience: how many such validations do no harm yet
+        self.scheduler = ReduceLROnPlateau(trainer.optimizers[0], factor=0.5, patience=4, threshold=1e-4)
+        if self.saved:
+            self.scheduler.load_state_dict(self.saved)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.measurements.validated_at == trainer.global_step:
+            assert self.scheduler is not None
+            self.scheduler.step(trainer.strategy.broadcast(self.measurements.validation["loss"]))
 
 
 class Checkpoints(Checkpoint):

@@ -44,8 +44,9 @@ class TrainingOptions:
     learning_rate: float = 1e-3
     """Adam's step size."""
 
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over the run: constant, or cosine to zero."""
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    """Learning rate over the run: constant, cosine to zero, or halved at every five validations in a row
+    without a loss 0.01 % lower (the paper's D.5)."""
 
     clip: float = 1.0
     """Largest gradient norm over all parameters; 0 switches clipping off."""

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from rims.errors import Interrupted, UserError
-from rims.train.callbacks import Checkpoints, Measurements, StopOnSignal
+from rims.train.callbacks import Checkpoints, Measurements, Plateau, StopOnSignal
 from rims.train.checkpoint import AtomicCheckpointIO, read_checkpoint
 from rims.train.config import RunConfig, TrainingOptions
 from rims.train.data import TrainingStream
@@ -89,6 +89,8 @@ def _trainer(run: Run, stop: StopOnSignal, start: int, progress: bool) -> Traine
     options = run.config.training
     measurements = Measurements(run)
     callbacks: list[Callback] = [measurements, stop, Checkpoints(run, measurements)]
+    if options.schedule == "plateau":
+        callbacks.insert(1, Plateau(measurements))
     if progress:
         callbacks.insert(1, ProgressLine(options.updates, measurements))
     # purge_step: events that a killed run wrote after its last checkpoint are hidden

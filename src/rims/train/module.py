@@ -63,7 +63,7 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> Any:
         options = self.config.training
         adam = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate)
-        if options.schedule == "constant":
+        if options.schedule != "cosine":  # rims.train.callbacks.Plateau
             return adam
         # In closed form of the update, and not torch's recursive CosineAnnealingLR: no rounding piles up.
         cosine = LambdaLR(
