@@ -136,7 +136,8 @@ class SlotEncoder(Encoder):
     def __init__(self, frames: Frames, size: int, channels: tuple[int, int, int] = (16, 32, 64)) -> None:
         super().__init__()
         check_frames(frames, channels)
-        self.slots = frames.height * frames.width // SHRINK**2
+        self.grid = (frames.height // SHRINK, frames.width // SHRINK)
+        self.slots = self.grid[0] * self.grid[1]
         self.maps = feature_maps(frames, channels)
         self.position = nn.Parameter(torch.randn(self.slots, channels[-1]))
         self.out = nn.Sequential(nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], size))

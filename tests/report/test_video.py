@@ -114,6 +114,19 @@ def test_attention_is_over_places_of_active_rims(seen) -> None:
         assert ((looked[run.active] > 0) & (looked[run.active] < 1)).all()
 
 
+def test_attention_to_strips_lies_on_the_strip_alone(seen) -> None:
+    (run,) = (run for run in seen.scenes[0].runs if run.result.name == "strips")
+    assert run.attention.shape == (6, 4, 16, 1)
+    looked = run.attention[..., 0]
+    for rim, rows in enumerate(looked.unbind(1)):  # four strips of four rows
+        own = rows[:, 4 * rim : 4 * rim + 4]
+        assert (own == own[:, :1]).all()
+        assert float(rows.sum()) == pytest.approx(float(own.sum()))
+        active = run.active[:, rim]
+        assert ((own[active] > 0) & (own[active] < 1)).all()
+        assert not own[~active].any()
+
+
 def test_strips_are_those_that_the_rims_see(seen, task) -> None:
     (run,) = (run for run in seen.scenes[0].runs if run.result.name == "strips")
     batch = unseen(task, video.SEQUENCES, video.SEED, 1)
@@ -163,8 +176,9 @@ def test_the_page_has_every_picture_and_needs_nothing_else(report, runs) -> None
     assert not re.search(r'(href|src)="(?!#|data:image/png;base64,)', text)
     labels = re.findall(r'aria-label="([^"]*)"', text)
     for at in ("discs 1", "discs 2"):
-        for title in ("Truth and predictions", "Where RIMs look", "Position error over frames"):
+        for title in ("Truth and predictions", "Position error over frames"):
             assert labels.count(f"{title}, {at}") == 1
+        assert labels.count(f"Where RIMs look, {at}") == 2
         assert labels.count(f"Who is active in the first sequence, {at}") == 2
         assert labels.count(f"Active where the strip is bright, {at}") == 1
     assert labels.count("With one RIM removed, discs 1") == 2
@@ -199,9 +213,7 @@ def test_runs_that_cannot_be_shown_are_named(runs, task, seen, tmp_path) -> None
     found = video.observe(section)
     assert [run.result.name for run in found.scenes[0].runs] == ["gru"]
     assert torch.equal(found.scenes[0].truth, seen.scenes[0].truth)
-    assert found.missing == [
-        f"{section.groups[0].label} is shown what it is to predict: it has no rollout."
-    ]
+    assert found.missing == [f"{section.groups[0].label} is shown what it is to predict: it has no rollout."]
     (section,) = gather([oracle.path])
     assert not video.observe(section).scenes
     (section,) = gather([empty.path])

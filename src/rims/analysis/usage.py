@@ -27,8 +27,9 @@ class Trace(Protocol):
         """Whether RIM k was active at step t in row b."""
 
     @property
-    def input_attention(self) -> Float[Tensor, "T B H K S+1"]:
-        """What RIM k attended to in the input; index 0 of the last axis is the null slot."""
+    def input_attention(self) -> Float[Tensor, "T B H K S+1"] | None:
+        """What RIM k attended to in the input; index 0 of the last axis is the null slot. None when the core
+        has no input attention."""
 
     @property
     def communication(self) -> Float[Tensor, "T B H K K"] | None:

@@ -16,10 +16,10 @@ from rims.errors import UserError
 from rims.models import SequenceModel
 from rims.report.activity import SEED, trace_model, traceable
 from rims.report.results import Group, Result, Section
-from rims.tasks import Batch, Frames
+from rims.tasks import Batch
 from rims.tasks.video import VideoTask, as_floats, roll_out
 from rims.train.data import unseen
-from rims.vision import SHRINK, StripEncoder
+from rims.vision import SlotEncoder, StripEncoder
 
 SEQUENCES = 32
 """Sequences that curves, correlations and damage are means over."""
@@ -41,7 +41,8 @@ class Rollout:
     active: Tensor | None
     """``[S, K]``: who was active as each frame went in, in the first sequence; None without RIMs."""
     attention: Tensor | None
-    """``[S, K, h, w]``: where active RIMs look in the first sequence; None unless the core reads slots."""
+    """``[S, K, h, w]``: where active RIMs look in the first sequence; None unless the core reads slots or
+    strips."""
     mean_attention: Tensor | None
     """``[K, h, w]``: of all sequences shown."""
     correlation: Tensor | None
@@ -95,7 +96,9 @@ def observe(section: Section) -> Video:
     tasks = [(group, task) for group in section.groups if isinstance(task := group.task, VideoTask)]
     predicting = [(group, task) for group, task in tasks if not task.oracle]
     oracles = [group.label for group, task in tasks if task.oracle]
-    video = Video([], [], [f"{label} is shown what it is to predict: it has no rollout." for label in oracles])
+    video = Video(
+        [], [], [f"{label} is shown what it is to predict: it has no rollout." for label in oracles]
+    )
     if not predicting:
         return video
     models, (first, task) = [], predicting[0]
@@ -135,8 +138,8 @@ def _roll_out(group: Group, result: Result, model: SequenceModel, task: VideoTas
         return rollout
     _, trace = trace_model(model, fed)
     rollout.active = trace.active[:, 0]
-    if result.config.core.inputs == "slots":
-        maps = _maps(trace, task)
+    maps = _maps(trace, model)
+    if maps is not None:
         rollout.attention, rollout.mean_attention = maps[:, 0], maps.mean((0, 1))
     if isinstance(model.encoder, StripEncoder):
         fed, _ = roll_out(model, batch.inputs[: task.feed_in], task.rollout)
@@ -147,12 +150,18 @@ def _roll_out(group: Group, result: Result, model: SequenceModel, task: VideoTas
     return rollout
 
 
-def _maps(trace: Trace, task: VideoTask) -> Tensor:
-    """``[T, B, K, h, w]``: attention to each place, mean over heads; 0 where a RIM is not active."""
-    frames = task.input
-    assert isinstance(frames, Frames)
+def _maps(trace: Trace, model: SequenceModel) -> Tensor | None:
+    """``[T, B, K, h, w]``: attention to each place, mean over heads; 0 where a RIM is not active. RIMs that
+    read strips have one place each. None where the core reads a vector, which has no place, or without
+    attention."""
+    if trace.input_attention is None:
+        return None
     read = trace.input_attention[..., 1:].mean(2) * trace.active[..., None]
-    return read.unflatten(-1, (frames.height // SHRINK, frames.width // SHRINK))
+    if isinstance(model.encoder, SlotEncoder):
+        return read.unflatten(-1, model.encoder.grid)
+    if isinstance(model.encoder, StripEncoder):
+        return read[..., None] * model.encoder.masks
+    return None
 
 
 def _remove(result: Result, model: SequenceModel) -> Damage:
