@@ -259,7 +259,7 @@ def test_the_cosine_schedule_ends_at_zero(config):
 def test_the_plateau_schedule_halves_after_five_validations_without_progress(
     config, folder, monkeypatch, update
 ):
-    """At a learning rate that changes next to nothing: after validations 6, 11, 16 and 21; also when resumed."""
+    """At a rate that changes next to nothing: after validations 6, 11, 16 and 21; also when resumed."""
     settings = config(
         updates=50, validate_every=2, checkpoint_every=1, learning_rate=1e-6, schedule="plateau"
     )

@@ -122,8 +122,8 @@ class Setup:
         return Arm(name, config, published or {})
 
     def others(self, like: RIMConfig) -> tuple[list[Arm], list[str]]:
-        """Every other recurrent core at the state size and at the parameters of the RIMs ``like``, and what has no such
-        size."""
+        """Every other recurrent core at the state size and at the parameters of the RIMs ``like``, and what
+        has no such size."""
         options = MEMORY.get(measure(like, self.model.input_size, "state_size"), {})
         arms, impossible = [], []
         for name in sorted(name for name in CORES if CORES[name].recurrent and name != like.name):
