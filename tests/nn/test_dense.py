@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from rims.nn.cell import RIMCell
 from rims.nn.fast import dense, gpu
+from rims.nn.fast.dense.loop import choose
 from rims.nn.selection import select_active
 from rims.nn.sequence import How, run_cell
 
@@ -45,7 +46,7 @@ def test_active_rims_are_those_of_the_sort(removed: tuple[int, ...]) -> None:
     disabled = torch.tensor([k in removed for k in range(5)]) if removed else None
     layer = RIMCell(1, 5, 5, 2)
     o, _ = gpu.prepare(layer, torch.zeros(1, 1, 1), torch.zeros(1, 5), torch.zeros(1, 5))
-    assert torch.equal(dense.choose(o, penalty, disabled, None), select_active(penalty, 2, disabled))
+    assert torch.equal(choose(o, penalty, disabled, None), select_active(penalty, 2, disabled))
 
 
 def test_backward_twice_gives_the_same() -> None:

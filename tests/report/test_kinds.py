@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from rims.cores import GRUConfig, LSTMConfig
-from rims.report import figures, print_table, words, write_report
+from rims.report import curves, print_table, words, write_report
 from rims.report.results import gather
 from rims.tasks import TASKS, Copying, register
 
@@ -83,7 +83,7 @@ def test_untested_kinds_are_named_by_their_label(make: Make, kinds: Copying) -> 
 
 def test_kinds_stand_side_by_side_and_no_line_joins_them(runs: list[Path]) -> None:
     (section,) = gather(runs)
-    axes = figures.by_condition(section, "recall_accuracy").axes[0]
+    axes = curves.by_condition(section, "recall_accuracy").axes[0]
     assert axes.get_xscale() == "linear"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["4\ntrained", "6-8", "4, curtain"]
     assert axes.get_xticks().tolist() == [0, 1, 2]

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rims.cores import CORES, GRUConfig, LSTMConfig, RIMConfig
 from rims.errors import UserError
-from rims.report.figures import by_condition
+from rims.report.curves import by_condition
 from rims.report.results import COLOURS, display_name, gather
 from rims.tasks import Copying
 

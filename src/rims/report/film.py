@@ -19,10 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rims.report.figures import INK, MUTED, styled
-
-ORANGE = "#c2410c"
-"""What marks the end of the frames that are fed, in every figure."""
+from rims.report.style import INK, MUTED, ORANGE, styled
 
 GAP = 2
 """White pixels between the frames of a strip."""

@@ -69,10 +69,10 @@ class Plots:
 
     def add(self, name: str, title: str, figure: Figure, note: str = "") -> dict[str, str]:
         """The figure as the template shows it."""
-        from rims.report import figures
+        from rims.report import style
 
         self._figures[_file_name(name)] = figure
-        return {"title": title, "note": note, "svg": figures.svg(figure, title)}
+        return {"title": title, "note": note, "svg": style.svg(figure, title)}
 
     def film(self, name: str, film: bytes) -> dict[str, str]:
         """An animated PNG as the template shows it."""
@@ -81,12 +81,12 @@ class Plots:
 
     def save(self, folder: Path) -> None:
         """Write every figure as SVG and PNG, and the films."""
-        from rims.report import figures
+        from rims.report import style
 
         folder.mkdir(exist_ok=True)
         for name, figure in self._figures.items():
-            write_atomically(folder / f"{name}.svg", figures.svg_file(figure))
-            write_atomically(folder / f"{name}.png", figures.png(figure))
+            write_atomically(folder / f"{name}.svg", style.svg_file(figure))
+            write_atomically(folder / f"{name}.png", style.png(figure))
         for name, film in self._films.items():
             write_atomically(folder / f"{name}.png", film)
 
@@ -171,13 +171,13 @@ def _reference(section: Section, name: str) -> dict[str, Any]:
 
 
 def _result_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
-    from rims.report import figures
+    from rims.report import curves
 
     return [
         plots.add(
             f"{section.task.name}_{metric}_by_{section.task.condition_name}",
             f"{words.heading(metric)} by {section.task.condition_name}",
-            figures.by_condition(section, metric),
+            curves.by_condition(section, metric),
         )
         for metric in section.metrics
         if any(group.measured(metric) for group in section.groups)
@@ -185,13 +185,13 @@ def _result_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
 
 
 def _curve_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
-    from rims.report import figures
+    from rims.report import curves
 
     return [
         plots.add(
             f"{section.task.name}_{name}_while_learning",
             f"{words.heading(name)} while learning",
-            figures.learning(section, name),
+            curves.learning(section, name),
         )
         for name in ("loss", section.metrics[0])
         if any(
@@ -202,7 +202,7 @@ def _curve_plots(section: Section, plots: Plots) -> list[dict[str, str]]:
 
 def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
     """What the run's RIMs did; None when its core has none."""
-    from rims.report import figures
+    from rims.report import rasters
 
     if not activity.can_be_traced(result):
         return None
@@ -226,14 +226,14 @@ def _specialisation(result: Result, plots: Plots) -> dict[str, Any] | None:
         at = f"{where} {result.config.task.label(seen.condition)}"
         note = "· trained here" if seen.condition == result.config.task.training_condition else ""
         name = f"{result.name}_{where}_{seen.condition}"
-        drawn = figures.raster(seen.active, seen.phases)
+        drawn = rasters.raster(seen.active, seen.phases)
         one = plots.add(f"raster_{name}", f"One sequence, {at}", drawn, note)
         many = f"Mean of {activity.SEQUENCES} sequences, {at}"
-        mean = plots.add(f"mean_activity_{name}", many, figures.mean_activity(seen), note)
+        mean = plots.add(f"mean_activity_{name}", many, rasters.mean_activity(seen), note)
         several = []
         if seen.by_kind:
             title = f"The same by class, {at}"
-            several.append(plots.add(f"activity_by_kind_{name}", title, figures.activity_by_kind(seen), note))
+            several.append(plots.add(f"activity_by_kind_{name}", title, rasters.activity_by_kind(seen), note))
         rims = [
             {
                 "phases": [float(values[rim]) for values in seen.by_phase.values()],

@@ -29,7 +29,7 @@ def screening(section: Section, plots: Plots) -> dict[str, Any]:
 
 
 def _scene(section: Section, scene: video.Scene, plots: Plots) -> dict[str, Any]:
-    from rims.report import figures, film
+    from rims.report import curves, film
 
     where, label = section.task.condition_name, section.task.label(scene.condition)
     at, name = f"{where} {label}", f"{section.task.name}_{where}_{scene.condition}"
@@ -54,7 +54,7 @@ def _scene(section: Section, scene: video.Scene, plots: Plots) -> dict[str, Any]
             plots.add(
                 f"{metric}_over_frames_{name}",
                 f"{words.heading(metric)} over frames, {at}",
-                figures.over_frames(scene.runs, metric, scene.feed_in),
+                curves.over_frames(scene.runs, metric, scene.feed_in),
             )
             for metric in scene.runs[0].curves["model"]
         ],
@@ -65,7 +65,7 @@ def _scene(section: Section, scene: video.Scene, plots: Plots) -> dict[str, Any]
 
 def _rims(run: video.Rollout, scene: video.Scene, at: str, plots: Plots) -> list[dict[str, str]]:
     """Who was active, and whether where there was something to see."""
-    from rims.report import figures
+    from rims.report import curves, rasters
 
     if run.active is None:
         return []
@@ -75,7 +75,7 @@ def _rims(run: video.Rollout, scene: video.Scene, at: str, plots: Plots) -> list
         phases["own predictions"] = (scene.feed_in, len(run.active))
     title = f"Who is active in the first sequence, {at}"
     note = f"· {run.group.label}"
-    found = [plots.add(f"rollout_raster_{name}", title, figures.raster(run.active, phases), note)]
+    found = [plots.add(f"rollout_raster_{name}", title, rasters.raster(run.active, phases), note)]
     if run.correlation is not None:
         fed, own = (
             words.MISSING if part.isnan().all() else f"{part.nanmean():.2f}"
@@ -83,7 +83,7 @@ def _rims(run: video.Rollout, scene: video.Scene, at: str, plots: Plots) -> list
         )
         note += f" · mean {fed} while fed, {own} after; RIMs that never change have none"
         title = f"Active where the strip is bright, {at}"
-        drawn = figures.correlation(run.correlation, scene.feed_in)
+        drawn = curves.correlation(run.correlation, scene.feed_in)
         found.append(plots.add(f"strips_{name}", title, drawn, note))
     return found
 

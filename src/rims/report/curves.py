@@ -1,89 +1,26 @@
-"""The plots, each small enough to be read on a phone.
-
-Only matplotlib's object interface is used, within a style context: nothing global is changed for other plots.
-"""
+"""Plots of measurements: by condition, over updates, over the frames of a video."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
 import matplotlib.lines
 import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from rims.report import words
-from rims.report.activity import Activity
 from rims.report.results import MANY, Group, Section
 from rims.report.statistics import Estimate, estimate
+from rims.report.style import INK, MUTED, ORANGE, WIDTH, styled
 from rims.report.video import Rollout
 
-INK, MUTED, FAINT = "#1c1e21", "#6b7178", "#d9dce0"
 DASHES = ((0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (1, 1.2)))
 """Lines of the references, one after the other."""
-WIDTH = 4.4
-"""Inches. A column of the page on a desk, a phone's width when scaled by four fifths."""
-
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": MUTED,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8.0,
-    "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#eceef0",
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "xtick.labelcolor": MUTED,
-    "ytick.color": FAINT,
-    "ytick.labelcolor": MUTED,
-    "ytick.left": False,
-    "ytick.minor.left": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
-    "legend.columnspacing": 1.4,
-    "legend.borderaxespad": 0.1,
-    "figure.constrained_layout.use": True,
-    # The browser's own fonts stay sharp, small and selectable.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rims",
-}
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw within the style."""
-
-    def within(*arguments: Any) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*arguments)
-
-    within.__doc__ = draw.__doc__
-    return within
 
 
 @styled
@@ -266,7 +203,7 @@ def _frames_axis(axes: Axes, name: str, feed_in: int) -> None:
     at = feed_in - 0.5
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
-    axes.axvline(at, color="#c2410c", linewidth=0.8, alpha=0.7)
+    axes.axvline(at, color=ORANGE, linewidth=0.8, alpha=0.7)
     axes.annotate(
         "left to itself",
         (at, 1),
@@ -277,92 +214,6 @@ def _frames_axis(axes: Axes, name: str, feed_in: int) -> None:
         color=MUTED,
         fontsize=8.5,
     )
-
-
-@styled
-def raster(active: Tensor, phases: dict[str, tuple[int, int]]) -> Figure:
-    """One sequence, ``active [T, K]``: a row a RIM, dark where it is active; the phases below."""
-    figure, axes = _rims_axes(*active.shape)
-    for rim, steps in enumerate(active.T.tolist()):
-        axes.broken_barh(_runs(steps), (rim - 0.36, 0.72), facecolor=INK, linewidth=0)
-    _phases(axes, phases, len(active))
-    return figure
-
-
-@styled
-def mean_activity(activity: Activity) -> Figure:
-    """Many sequences: a row a RIM, white where it is never active and black where always; phases below."""
-    steps = len(activity.mean)
-    figure, axes = _rims_axes(steps, activity.num_rims)
-    _shade(axes, activity.mean, 2.5)
-    _phases(axes, activity.phases, steps)
-    return figure
-
-
-@styled
-def activity_by_kind(activity: Activity) -> Figure:
-    """The same for each kind of sequences, in two columns: a row a RIM, the first above."""
-    kinds, columns = activity.by_kind, 2
-    rows = math.ceil(len(kinds) / columns)
-    figure = Figure(figsize=(WIDTH, 0.4 + rows * (0.3 + 0.09 * activity.num_rims)))
-    every = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
-    for axes in every:
-        axes.grid(False)
-        axes.set_yticks([])
-        axes.spines["bottom"].set_visible(False)
-        axes.tick_params(axis="x", length=0)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
-    for axes, (name, mean) in zip(every, kinds.items()):
-        _shade(axes, mean, 0.8)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
-    for axes in every[len(kinds) :]:
-        axes.set_axis_off()
-    return figure
-
-
-def _shade(axes: Axes, mean: Tensor, gap: float) -> None:
-    """``mean [T, K]`` as shades, 0 white and 1 black, with white lines between the RIMs."""
-    steps, rims = mean.shape
-    axes.imshow(
-        mean.T.numpy(),
-        cmap="Greys",
-        vmin=0,
-        vmax=1,
-        aspect="auto",
-        interpolation="none",
-        extent=(0, steps, rims - 0.5, -0.5),
-    )
-    for rim in range(1, rims):
-        axes.axhline(rim - 0.5, color="white", linewidth=gap)
-
-
-def svg_file(figure: Figure) -> bytes:
-    """The figure as a file of its own, the same bytes each time."""
-    file = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
-    return file.getvalue()
-
-
-def svg(figure: Figure, title: str) -> str:
-    """The figure as an inline element called ``title``: no fixed size, no ids that could meet others."""
-    text = svg_file(figure).decode()
-    text = text[text.index("<svg") :]
-    head, rest = text.split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', head)
-    assert box is not None
-    rest = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", rest)
-    return f'<svg {box[0]} role="img" aria-label="{html.escape(title)}">{rest}'
-
-
-def png(figure: Figure) -> bytes:
-    """The figure at 200 dots an inch."""
-    file = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.set_dpi(200)
-        FigureCanvasAgg(figure).print_png(file)
-    return file.getvalue()
 
 
 def _axes(
@@ -449,58 +300,3 @@ def _drawn(axes: Axes) -> list[float]:
     """The finite heights of all lines."""
     data = [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
     return [y for line in data for y in line.tolist() if math.isfinite(y)]
-
-
-def _rims_axes(steps: int, rims: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.75 + 0.2 * rims))
-    axes = figure.add_subplot()
-    axes.grid(False)
-    axes.spines["bottom"].set_visible(False)
-    axes.set_xlim(0, steps)
-    axes.set_ylim(rims - 0.5, -0.5)
-    every = max(1, math.ceil(rims / 12))
-    axes.set_yticks(range(0, rims, every), labels=[f"RIM {rim}" for rim in range(0, rims, every)])
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-    axes.xaxis.tick_top()
-    axes.tick_params(axis="x", length=0)
-    return figure, axes
-
-
-def _phases(axes: Axes, phases: dict[str, tuple[int, int]], steps: int) -> None:
-    """A line under the time steps of each phase, and its name."""
-    height = (0, -4)
-    last = len(phases) - 1
-    for index, (name, (start, stop)) in enumerate(phases.items()):
-        axes.annotate(
-            "",
-            (start, 0),
-            (stop, 0),
-            xycoords=axes.get_xaxis_transform(),
-            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 1.6, "shrinkA": 1.5, "shrinkB": 1.5},
-            annotation_clip=False,
-        )
-        # The first and the last phase are often short: their names start and end with the axis.
-        side = "left" if index == 0 else "right" if index == last else "center"
-        at = {"left": start, "right": stop, "center": (start + stop) / 2}[side]
-        axes.annotate(
-            name,
-            (at, 0),
-            xycoords=axes.get_xaxis_transform(),
-            xytext=height,
-            textcoords="offset points",
-            horizontalalignment=side,
-            verticalalignment="top",
-            color=MUTED,
-            fontsize=9,
-            annotation_clip=False,
-        )
-        if 0 < start < steps:
-            axes.axvline(start, color="#c2410c", linewidth=0.8, alpha=0.7)
-
-
-def _runs(active: list[bool]) -> list[tuple[int, int]]:
-    """(start, length) of each unbroken run of true."""
-    edges = [
-        t for t in range(len(active) + 1) if (t > 0 and active[t - 1]) != (t < len(active) and active[t])
-    ]
-    return [(start, stop - start) for start, stop in zip(edges[::2], edges[1::2])]
