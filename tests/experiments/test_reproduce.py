@@ -18,6 +18,7 @@ from rims.cores.sizes import measure
 from rims.errors import UserError
 from rims.experiments.grid import Evaluation, is_done, run_grid
 from rims.experiments.reproduce import EXPERIMENTS, SCALES, plan, reproduce
+from rims.report.masking import mask
 from rims.train.config import RunConfig
 from rims.train.folder import Run
 
@@ -167,6 +168,26 @@ def test_a_grid_runs_once_and_its_table_holds_what_it_measured(tmp_path: Path, c
     (tmp_path / "lstm-1" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="lstm-1 was started with other options"):
         reproduce("copying", "smoke", tmp_path, ["rim-6-4"], 1)
+
+
+@pytest.mark.slow
+def test_the_masking_study_removes_each_rim_also_of_runs_that_stand(tmp_path: Path, capsys) -> None:
+    command = f"reproduce masking --scale smoke --folder {tmp_path} --only rim-4-2 --workers 1 --seeds 1"
+    main(command.split())
+    out = capsys.readouterr().out
+    assert "at the training condition, with one RIM removed at a time" in out
+    run = Run.open(tmp_path / "rim-4-2-0")
+    expected = mask(run, None, 512, "best", "cpu")
+    (seed,) = json.loads((tmp_path / "summary.json").read_text())["arms"][0]["runs"]
+    assert [*seed["lesions"]] == ["none", "0", "1", "2", "3"]
+    for rim, metrics in expected.items():
+        measured = seed["lesions"]["none" if rim is None else str(rim)]
+        assert measured == {name: metrics[name] for name in measured}
+        assert measured.keys() == seed["test"]["2"]["metrics"].keys()
+    assert seed["lesions"]["none"] == seed["test"]["2"]["metrics"]
+    (run.path / "lesions.json").unlink()
+    main(command.split())
+    assert capsys.readouterr().out == out
 
 
 @pytest.mark.slow

@@ -188,6 +188,28 @@ def test_a_table_from_known_numbers() -> None:
     assert "1. `rims reproduce x`\n2. `rims train y`\n" in text
 
 
+def test_removed_rims_from_known_numbers(write: Write) -> None:
+    def damaged(seed: int, *values: float) -> dict[str, Any]:
+        names = ["none", *map(str, range(len(values) - 1))]
+        rows = {name: {"accuracy": value, "loss": 1 - value} for name, value in zip(names, values)}
+        return run_of(seed, values[0], lesions=rows)
+
+    rim = arm_of("rim", damaged(0, 0.75, 0.5, 0.25), damaged(1, 0.75, 0.5, 0.25))
+    summary = summary_of(rim, arm_of("lstm", run_of(0, 0.5)))
+    header, rows = tables.lesions(summary, "accuracy")
+    assert header == ["arm", "intact", "without a RIM", "without the one missed most"]
+    assert rows == [["rim", f"75.0 {HALF}0.0", f"37.5 {HALF}0.0", f"25.0 {HALF}0.0"]]
+    assert tables.lesions(summary, "loss")[1][0][3] == f"0.750 {HALF}0.000"
+    assert tables.lesions(summary_of(arm_of("lstm", run_of(0, 0.5))), "accuracy")[1] == []
+    text = tables.markdown([summary])
+    assert text.count("with one RIM removed at a time:\n\n| arm | intact | without a RIM |") == 2
+    (merged,) = summaries.merge(write(summary, summary))
+    assert merged["arms"][0]["runs"] == rim["runs"]
+    other = summary_of(arm_of("rim", damaged(0, 0.75, 0.5, 0.125)))
+    with pytest.raises(UserError, match=r"seed 0: accuracy without RIM 1 is 0.25 and 0.125$"):
+        summaries.merge(write(summary, other))
+
+
 def test_a_table_has_labels_and_references() -> None:
     tests = {c: {"metrics": {"rollout_f1": v}} for c, v in (("4", 0.1), ("40", 0.3), ("678", 0.2))}
     summary = summary_of(

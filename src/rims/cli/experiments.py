@@ -84,6 +84,11 @@ class Reproduce:
         for metric in more:
             print(show.title(summary, metric))
             print_table(plain(*show.table(summary, metric)))
+        for metric in summary["metrics"]:
+            header, removed = show.lesions(summary, metric)
+            if removed:
+                print(f"{show.title(summary, metric)}; {show.REMOVED[0].lower()}{show.REMOVED[1:]}")
+                print_table(plain(header, removed))
         print_table(plain(["arm", *show.COSTS], [[row[0], *row[-costs:]] for row in rows if row[-costs]]))
         for line in show.notes(summary):
             print(line)

@@ -96,6 +96,8 @@ class Experiment:
     build: Callable[[Scale], Grid]
     test_sequences: int | None = None
     """Test sequences a condition; None: all of a data set, and as many as `rims eval` takes of others."""
+    lesions: bool = False
+    """Whether runs are tested without each of their RIMs too, as `rims lesion` does."""
 
 
 EXPERIMENTS: dict[str, Experiment] = {}

@@ -159,4 +159,4 @@ TESTS = 512
 register(Experiment("balls", "Figures 3, 8 to 12, 15, 16", ROLLOUT, balls, TESTS))
 register(Experiment("balls-ood", "Figures 3, 8 to 12", ROLLOUT, balls_ood, TESTS))
 register(Experiment("crops", "Figure 13", ("f1", "balanced_accuracy"), crops, TESTS))
-register(Experiment("masking", "Figures 21 to 25", ROLLOUT, masking, TESTS))
+register(Experiment("masking", "Figures 21 to 25", ROLLOUT, masking, TESTS, lesions=True))

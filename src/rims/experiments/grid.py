@@ -18,14 +18,20 @@ import filelock
 from rims.errors import Interrupted, UserError, WorkError
 from rims.experiments.watch import POLL_SECONDS, Watch
 from rims.nn.fast.memory import keep_freed_memory
+from rims.report.masking import mask
 from rims.train.checkpoint import Which
 from rims.train.config import RunConfig
 from rims.train.evaluate import evaluate
 from rims.train.fit import train
 from rims.train.folder import Run, write_file
+from rims.train.guards import disk_errors
+from rims.train.versions import commit
 
 FAILURE = "failure.txt"
 """In the folder of a run whose loss was not finite: why it ended."""
+
+LESIONS = "lesions.json"
+"""In the folder of a run: its metrics with each RIM removed."""
 
 LOCK_SECONDS = 120.0
 """How long a run waits for another process in its folder to end."""
@@ -37,6 +43,8 @@ class Evaluation:
 
     checkpoint: Which = "last"
     sequences: int | None = None
+    lesions: bool = False
+    """Whether it is tested without each of its RIMs too, at the training condition."""
 
 
 class UnexpectedError(WorkError):
@@ -93,7 +101,12 @@ def is_done(folder: Path, config: RunConfig, testing: Evaluation) -> bool:
         raise UserError(f"{folder} was started with other options; give another folder, or remove it")
     evaluation = run.read_json("evaluation.json") or {"conditions": []}
     tested = {row["condition"] for row in evaluation["conditions"] if row["checkpoint"] == testing.checkpoint}
-    return run.read_json("summary.json") is not None and set(config.task.test_conditions) <= tested
+    lesions = run.read_json(LESIONS) or {} if testing.lesions else {"checkpoint": testing.checkpoint}
+    return (
+        run.read_json("summary.json") is not None
+        and set(config.task.test_conditions) <= tested
+        and lesions.get("checkpoint") == testing.checkpoint
+    )
 
 
 def run_one(config: RunConfig, folder: Path, testing: Evaluation) -> None:
@@ -115,6 +128,8 @@ def run_one(config: RunConfig, folder: Path, testing: Evaluation) -> None:
                 checkpoint=testing.checkpoint,
                 accelerator=config.training.accelerator,
             )
+            if testing.lesions:
+                _remove_rims(run, testing)
         except (UserError, Interrupted):
             raise
         except WorkError as error:
@@ -127,6 +142,23 @@ def run_one(config: RunConfig, folder: Path, testing: Evaluation) -> None:
                 file.write(traceback.format_exc() + "\n")
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UnexpectedError(f"{reason} (more in {log})") from error
+
+
+def _remove_rims(run: Run, testing: Evaluation) -> None:
+    damage = mask(
+        run,
+        sequences=testing.sequences,
+        checkpoint=testing.checkpoint,
+        accelerator=run.config.training.accelerator,
+    )
+    rows = [{"removed": rim, "metrics": metrics} for rim, metrics in damage.items()]
+    about = {
+        "commit": commit(),
+        "checkpoint": testing.checkpoint,
+        "condition": run.config.task.training_condition,
+    }
+    with disk_errors(run):
+        run.write_json(LESIONS, {**about, "rows": rows})
 
 
 def _run(config: RunConfig, folder: Path, testing: Evaluation) -> str | None:

@@ -69,7 +69,8 @@ def reproduce(
     grid = plan(name, scale, only, seeds, updates)
     if first_seed < 0:
         raise UserError(f"first seed is {first_seed}; expected at least 0")
-    testing = Evaluation(CHECKPOINT, EXPERIMENTS[name].test_sequences)
+    experiment = EXPERIMENTS[name]
+    testing = Evaluation(CHECKPOINT, experiment.test_sequences, experiment.lesions)
     # All arms, asked for or not: what stands there from an earlier call belongs into the table too, if it is
     # the same experiment still. Better to say that it is not before hours of work.
     whole = plan(name, scale, updates=updates)

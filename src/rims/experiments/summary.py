@@ -14,7 +14,7 @@ from typing import Any
 
 from rims.errors import UserError
 from rims.experiments.arms import EXPERIMENTS, Arm, Grid, Scale
-from rims.experiments.grid import FAILURE
+from rims.experiments.grid import FAILURE, LESIONS
 from rims.report import words
 from rims.report.results import options
 from rims.tasks import TASKS
@@ -101,7 +101,19 @@ def _runs(arm: Arm, folder: Path, metrics: Sequence[str]) -> Iterator[dict[str, 
                 for row in tests
             },
             "best_validation": _best_validations(run, metrics[0]),
+            **_lesions(run, metrics),
         }
+
+
+def _lesions(run: Run, metrics: Sequence[str]) -> dict[str, Any]:
+    """What the run measured intact ("none") and without each RIM, where it was so tested."""
+    found = run.read_json(LESIONS)
+    if found is None or found["checkpoint"] != CHECKPOINT:
+        return {}
+    rows = [
+        ("none" if row["removed"] is None else str(row["removed"]), row["metrics"]) for row in found["rows"]
+    ]
+    return {"lesions": {removed: _only(measured, metrics) for removed, measured in rows}}
 
 
 def _only(measured: dict[str, float], metrics: Sequence[str]) -> dict[str, float]:
@@ -245,4 +257,9 @@ def _numbers(run: dict[str, Any]) -> dict[str, str]:
         for metric, value in row["metrics"].items()
     }
     best = {f"the best validation at {c}": repr(value) for c, value in run["best_validation"].items()}
-    return tests | best
+    lesions = {
+        f"{metric} without RIM {rim}": repr(value)
+        for rim, metrics in run.get("lesions", {}).items()
+        for metric, value in metrics.items()
+    }
+    return tests | best | lesions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import mean
 from typing import Any
 
 from rims.experiments.arms import EXPERIMENTS, SCALES, Grid
@@ -23,6 +24,8 @@ KEY = (
     "others used too.",
 )
 """What the names and columns of all tables mean."""
+
+REMOVED = "At the training condition, with one RIM removed at a time"
 
 
 def conditions(summary: dict[str, Any]) -> list[int]:
@@ -67,6 +70,30 @@ def table(summary: dict[str, Any], metric: str) -> tuple[list[str], list[list[st
             cells |= {label(summary, c): words.value(metric, value) for c, value in values.items()}
             lines.append([name, *(cells.get(column, "") for column in header[1:])])
     return header, lines
+
+
+def lesions(summary: dict[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, none where no run was tested so: ``metric`` at the training condition of the intact
+    model, the mean over models without one RIM, and the worst of them. The masking study in numbers."""
+    worst = min if words.is_score(metric) else max
+    rows = []
+    for arm in arms(summary):
+        seeds = [
+            (
+                [m[metric] for rim, m in run["lesions"].items() if rim != "none"],
+                run["lesions"]["none"][metric],
+            )
+            for run in arm["runs"]
+            if "lesions" in run
+        ]
+        if seeds:
+            columns = (
+                [intact for _, intact in seeds],
+                [mean(without) for without, _ in seeds],
+                [worst(without) for without, _ in seeds],
+            )
+            rows.append([arm["name"], *(words.with_spread(metric, estimate(column)) for column in columns)])
+    return ["arm", "intact", "without a RIM", "without the one missed most"], rows
 
 
 def _published(summary: dict[str, Any], metric: str) -> tuple[str, list[str]]:
@@ -238,6 +265,8 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
         lines += [f"## {heading(summary)}", ""]
         for metric in summary["metrics"]:
             lines += [f"### {words.heading(_what(summary, metric))}", "", *_grid(*table(summary, metric)), ""]
+            if lesions(summary, metric)[1]:
+                lines += [f"{REMOVED}:", "", *_grid(*lesions(summary, metric)), ""]
         lines += [f"{note}\n" for note in notes(summary)]
         rows, commands = provenance(summary)
         lines += ["<details>", "<summary>Commits, machines and commands of the rows</summary>", ""]
