@@ -87,7 +87,7 @@ class Reproduce:
         for metric in summary["metrics"]:
             header, removed = show.lesions(summary, metric)
             if removed:
-                print(f"{show.title(summary, metric)}; {show.REMOVED[0].lower()}{show.REMOVED[1:]}")
+                print(show.removed_title(summary, metric))
                 print_table(plain(header, removed))
         print_table(plain(["arm", *show.COSTS], [[row[0], *row[-costs:]] for row in rows if row[-costs]]))
         for line in show.notes(summary):

@@ -155,13 +155,23 @@ def title(summary: dict[str, Any], metric: str) -> str:
     return f"{heading(summary)}: {_what(summary, metric)}"
 
 
+def removed_title(summary: dict[str, Any], metric: str) -> str:
+    """What the table of removed RIMs shows."""
+    return f"{heading(summary)}: {_metric(metric)}{REMOVED[0].lower()}{REMOVED[1:]}"
+
+
 def heading(summary: dict[str, Any]) -> str:
     return f"{summary['experiment']} ({summary['source']}), scale {summary['scale']}"
 
 
 def _what(summary: dict[str, Any], metric: str) -> str:
+    return f"{_metric(metric)}by {summary['condition']}"
+
+
+def _metric(metric: str) -> str:
+    """Its name and unit, with words to follow."""
     unit = words.unit(metric)
-    return f"{words.title(metric)}{f', {unit},' if unit else ''} by {summary['condition']}"
+    return f"{words.title(metric)}{f', {unit},' if unit else ''} "
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
