@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from PIL import Image
 
 from rims.cores import GRUConfig, RIMConfig
-from rims.report import film, video, write_report
+from rims.report import film, screening, video, write_report
+from rims.report.page import Plots
 from rims.report.results import gather
 from rims.tasks import TASKS, register
 from rims.tasks.video import as_floats, roll_out
@@ -146,6 +148,16 @@ def test_strips_are_those_that_the_rims_see(seen, task) -> None:
             else:
                 assert run.correlation[t, k].isnan()
     assert varied > 4
+
+
+def test_activity_that_never_changes_has_no_empty_plot(seen) -> None:
+    scene = seen.scenes[0]
+    (run,) = (run for run in scene.runs if run.result.name == "strips")
+    shown = screening._rims(run, scene, "discs 1", Plots())
+    assert [plot["title"] for plot in shown][1:] == ["Active where the strip is bright, discs 1"]
+    still = replace(run, correlation=torch.full_like(run.correlation, torch.nan))
+    (raster,) = screening._rims(still, scene, "discs 1", Plots())
+    assert "the same in all sequences" in raster["note"]
 
 
 def test_damage_is_that_of_the_model_without_the_rim(seen, runs, task) -> None:

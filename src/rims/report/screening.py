@@ -75,8 +75,11 @@ def _rims(run: video.Rollout, scene: video.Scene, at: str, plots: Plots) -> list
         phases["own predictions"] = (scene.feed_in, len(run.active))
     title = f"Who is active in the first sequence, {at}"
     note = f"· {run.group.label}"
+    still = run.correlation is not None and bool(run.correlation.isnan().all())
+    if still:
+        note += " · which are active is the same in all sequences, so it goes with no strip's brightness"
     found = [plots.add(f"rollout_raster_{name}", title, rasters.raster(run.active, phases), note)]
-    if run.correlation is not None:
+    if run.correlation is not None and not still:
         fed, own = (
             words.MISSING if part.isnan().all() else f"{part.nanmean():.2f}"
             for part in (run.correlation[: scene.feed_in], run.correlation[scene.feed_in :])
