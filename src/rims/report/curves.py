@@ -189,8 +189,9 @@ def correlation(values: Tensor, feed_in: int) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.6))
     axes = figure.add_subplot()
     axes.set_title("correlation over sequences")
-    axes.plot(values, color=MUTED, linewidth=0.7, alpha=0.6)
-    axes.plot(values.nanmean(1), color=INK)
+    # Points too: where RIMs are active in all sequences or in none there is no value, and no line.
+    axes.plot(values, color=MUTED, linewidth=0.7, alpha=0.6, marker=".", markersize=3)
+    axes.plot(values.nanmean(1), color=INK, marker=".", markersize=5)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.set_ylim(-1.04, 1.04)
     axes.set_xlim(0, len(values) - 1)
