@@ -92,8 +92,11 @@ def test_summaries_add_up_by_arm_and_seed(write: Write) -> None:
         chance={"accuracy": 0.1, "f1": 0.2},
     )
     elsewhere = summary_of(arm_of("rim", run_of(0, 0.1)), scale="another")
-    merged = summaries.merge(write(one, elsewhere, other))
-    assert [summary["scale"] for summary in merged] == ["imagined", "another"]
+    longer = summary_of(arm_of("rim", run_of(0, 0.9)), updates=10_000)
+    merged = summaries.merge(write(one, elsewhere, other, longer))
+    assert [summary["scale"] for summary in merged] == ["imagined", "another", "imagined"]
+    assert seeds(merged[2]) == {"rim": [0]}
+    assert tables.heading(merged[2]) == "digits (nowhere), scale imagined, 10,000 updates"
     whole = merged[0]
     assert seeds(whole) == {"rim": [0, 1], "lstm": [0]}
     assert whole["metrics"] == ["accuracy", "loss", "f1"]
@@ -261,6 +264,8 @@ def test_rows_have_the_experiments_order_and_what_lacks_or_differs_is_said() -> 
     notes = tables.notes(summary)
     assert "lstm ran with training.updates 7, where the experiment now has 2000." in notes
     assert sum("the experiment now has" in note for note in notes) == 1
+    longer = [note for note in tables.notes(summary | {"updates": 7}) if "the experiment now has" in note]
+    assert longer == ["rim-6-4 ran with training.updates 2000, where the experiment now has 7."]
     missing = next(note for note in notes if note.startswith("Not run: "))
     assert set(missing.removeprefix("Not run: ").rstrip(".").split(", ")) == set(arms) - {"lstm", "rim-6-4"}
     assert any(note.startswith("No such size: transformer-state: ") for note in notes)

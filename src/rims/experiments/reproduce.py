@@ -80,6 +80,6 @@ def reproduce(
     wanted = range(first_seed, first_seed + grid.seeds)
     runs = seed_by_seed(arm.runs(folder, wanted) for arm in grid.arms)
     failed = where.run(runs, testing)
-    summary = summarise(name, scale, whole, folder, failed)
+    summary = summarise(name, scale, whole, folder, failed, updates)
     write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary

@@ -32,9 +32,17 @@ KEYS = (
 """What a summary holds."""
 
 
-def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Path, str]) -> dict[str, Any]:
+def summarise(
+    name: str,
+    scale: Scale,
+    grid: Grid,
+    folder: Path,
+    failed: dict[Path, str],
+    updates: int | None = None,
+) -> dict[str, Any]:
     """What the runs of the grid's arms in ``folder`` have measured, whichever seeds stand there. Runs that
-    have not ended are left out, and so are arms that have none."""
+    have not ended are left out, and so are arms that have none. ``updates``: where they are not the
+    scale's."""
     experiment, task = EXPERIMENTS[name], grid.arms[0].config.task
     arms: list[dict[str, Any]] = []
     for arm in grid.arms:
@@ -47,6 +55,7 @@ def summarise(name: str, scale: Scale, grid: Grid, folder: Path, failed: dict[Pa
     return {
         "experiment": name,
         "scale": scale,
+        "updates": updates,
         "source": experiment.source,
         "metrics": [*experiment.metrics],
         "task": task.name,
@@ -156,22 +165,29 @@ def read(path: Path) -> dict[str, Any]:
     return summary
 
 
+def own_updates(summary: dict[str, Any]) -> int | None:
+    """Updates that were asked for instead of the scale's; None in files from before that was kept, too."""
+    return summary.get("updates")
+
+
 def merge(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The files' summaries, of which those of one experiment at one scale become one, in the order of the
-    files: arms by name, runs by seed. A run that several files hold counts once.
+    """The files' summaries, of which those of one experiment at one scale, for one number of updates where
+    it is not the scale's, become one, in the order of the files: arms by name, runs by seed. A run that
+    several files hold counts once.
 
     Raises UserError for files that are no summaries, for an arm that two of them give other options, and for
     a seed of it that they give other numbers.
     """
-    wholes: dict[tuple[str, str], _Whole] = {}
+    wholes: dict[tuple[str, str, int | None], _Whole] = {}
     for path in paths:
         summary = read(path)
-        wholes.setdefault((summary["experiment"], summary["scale"]), _Whole(summary)).add(path, summary)
+        key = (summary["experiment"], summary["scale"], own_updates(summary))
+        wholes.setdefault(key, _Whole(summary)).add(path, summary)
     return [whole.summary() for whole in wholes.values()]
 
 
 class _Whole:
-    """Summaries of one experiment at one scale, put together."""
+    """Summaries of one experiment at one scale and budget, put together."""
 
     def __init__(self, first: dict[str, Any]) -> None:
         self.first = first

@@ -8,7 +8,7 @@ from typing import Any
 
 from rims.experiments.arms import EXPERIMENTS, SCALES, Grid
 from rims.experiments.reproduce import plan
-from rims.experiments.summary import differences
+from rims.experiments.summary import differences, own_updates
 from rims.report import words
 from rims.report.statistics import Estimate, estimate
 
@@ -41,7 +41,7 @@ def label(summary: dict[str, Any], condition: int | str) -> str:
 
 def arms(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The arms, in the order of the experiment's; such as it no longer has, last."""
-    grid = _planned(summary["experiment"], summary["scale"])
+    grid = _planned(summary)
     order = [arm.name for arm in grid.arms] if grid else []
     return sorted(summary["arms"], key=lambda a: order.index(a["name"]) if a["name"] in order else len(order))
 
@@ -161,7 +161,9 @@ def removed_title(summary: dict[str, Any], metric: str) -> str:
 
 
 def heading(summary: dict[str, Any]) -> str:
-    return f"{summary['experiment']} ({summary['source']}), scale {summary['scale']}"
+    updates = own_updates(summary)
+    own = "" if updates is None else f", {words.whole(updates)} updates"
+    return f"{summary['experiment']} ({summary['source']}), scale {summary['scale']}{own}"
 
 
 def _what(summary: dict[str, Any], metric: str) -> str:
@@ -220,7 +222,7 @@ def _missed(summary: dict[str, Any]) -> Iterator[str]:
 
 def _not_shown(summary: dict[str, Any]) -> Iterator[str]:
     """What the experiment has and the table has not, or has otherwise."""
-    grid = _planned(summary["experiment"], summary["scale"])
+    grid = _planned(summary)
     if grid:
         ran = {arm["name"]: arm for arm in summary["arms"]}
         for arm in (arm for arm in grid.arms if arm.name in ran):
@@ -234,11 +236,11 @@ def _not_shown(summary: dict[str, Any]) -> Iterator[str]:
         yield f"Failed: {run}: {why}."
 
 
-def _planned(experiment: str, scale: str) -> Grid | None:
+def _planned(summary: dict[str, Any]) -> Grid | None:
     """The experiment as it is now; None if it is no more."""
-    if experiment not in EXPERIMENTS or scale not in SCALES:
+    if summary["experiment"] not in EXPERIMENTS or summary["scale"] not in SCALES:
         return None
-    return plan(experiment, scale)
+    return plan(summary["experiment"], summary["scale"], updates=own_updates(summary))
 
 
 def provenance(summary: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
