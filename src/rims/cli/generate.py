@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import tyro
@@ -64,7 +67,35 @@ class Generate:
 
 @contextlib.contextmanager
 def counting(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal's stderr, nothing elsewhere. Yields what is to be told of how many are done."""
+    """A bar on a terminal's stderr, nothing elsewhere. Yields what is to be told of how many are done, and
+    then raises KeyboardInterrupt if Ctrl-C was pressed meanwhile: raised at once, within a callback of h5py's
+    that may not raise, Python would drop it. A second Ctrl-C is raised at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         line = bar.add_task("sequences", total=total)
-        yield lambda done: bar.update(line, completed=done)
+
+        def done(number: int) -> None:
+            bar.update(line, completed=number)
+            if asked.is_set():
+                raise KeyboardInterrupt
+
+        with handling(signal.SIGINT, ask):
+            yield done
+
+
+@contextlib.contextmanager
+def handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """With a signal's handler, where this thread may have one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
