@@ -12,7 +12,7 @@ import pytest
 
 from rims.cores import GRUConfig, LSTMConfig
 from rims.report import curves, print_table, words, write_report
-from rims.report.results import gather
+from rims.report.gather import gather
 from rims.tasks import TASKS, Copying, register
 
 from .test_page import Page

@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rims.cores import CORES, GRUConfig, LSTMConfig, RIMConfig
 from rims.errors import UserError
 from rims.report.curves import by_condition
-from rims.report.results import COLOURS, display_name, gather
+from rims.report.gather import gather
+from rims.report.labels import COLOURS, display_name
 from rims.tasks import Copying
 
 Make = Callable[..., Path]

@@ -8,7 +8,7 @@ import pytest
 
 from rims.cores import GRUConfig, RIMConfig
 from rims.report import print_table, words, write_report
-from rims.report.results import gather
+from rims.report.gather import gather
 from rims.tasks import Adding, Digits, Task
 from rims.train.config import ModelOptions, RunConfig, TrainingOptions
 from rims.train.evaluate import evaluate

@@ -17,8 +17,8 @@ from PIL import Image
 
 from rims.cores import GRUConfig, RIMConfig
 from rims.report import film, screening, video, write_report
+from rims.report.gather import gather
 from rims.report.page import Plots
-from rims.report.results import gather
 from rims.tasks import TASKS, register
 from rims.tasks.video import as_floats, roll_out
 from rims.train.checkpoint import load_model

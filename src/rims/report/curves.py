@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rims.report import words
-from rims.report.results import MANY, Group, Section
+from rims.report.groups import MANY, Group, Section
 from rims.report.statistics import Estimate, estimate
 from rims.report.style import INK, MUTED, ORANGE, WIDTH, styled
 from rims.report.video import Rollout

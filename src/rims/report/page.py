@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import rims
 from rims.errors import UserError
 from rims.report import activity, words
-from rims.report.results import MANY, Result, Section, gather, key_settings
+from rims.report.gather import gather
+from rims.report.groups import MANY, Section
+from rims.report.labels import key_settings
+from rims.report.results import Result
 from rims.report.screening import screening
 from rims.tasks.video import VideoTask
 from rims.train.folder import write_atomically

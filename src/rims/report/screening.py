@@ -8,7 +8,7 @@ import torch
 
 from rims.errors import UserError
 from rims.report import video, words
-from rims.report.results import Section
+from rims.report.groups import Section
 
 if TYPE_CHECKING:
     from rims.report.page import Plots

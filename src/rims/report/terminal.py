@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rims.report import words
-from rims.report.results import Section, gather, key_settings
+from rims.report.gather import gather
+from rims.report.groups import Section
+from rims.report.labels import key_settings
 
 
 def print_table(runs: Iterable[Path]) -> None:

@@ -15,7 +15,8 @@ from rims.cores import RIMCore
 from rims.errors import UserError
 from rims.models import SequenceModel
 from rims.report.activity import SEED, trace_model, traceable
-from rims.report.results import Group, Result, Section
+from rims.report.groups import Group, Section
+from rims.report.results import Result
 from rims.tasks import Batch
 from rims.tasks.video import VideoTask, as_floats, roll_out
 from rims.train.data import unseen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rims.report.results import Group, Section
+from rims.report.groups import Group, Section
 from rims.report.statistics import Estimate
 
 MISSING = "–"
