@@ -129,7 +129,7 @@ def test_an_old_evaluation_is_told_from_a_new_one(make: Make) -> None:
     tested = '"checkpoint": "best", "update": 750, "sequences"'
     (path / "evaluation.json").write_text(text.replace('"sequences"', tested))
     words = Page(write_report([path])).words
-    assert "a was tested with its best checkpoint, of update 750; it has made 1,000." in words
+    assert "Tested with the best checkpoint: a of update 750 of 1,000." in words
 
 
 def test_a_checkpoint_that_cannot_be_loaded_leaves_the_rest(

@@ -149,6 +149,7 @@ def _clause(metric: str, group: Group, estimate: Estimate) -> str:
 def notes(section: Section) -> list[str]:
     """What is missing or provisional, run by run, with the command that mends it."""
     lines = []
+    earlier: dict[str, list[str]] = {}
     for result in section.results:
         planned, made = result.config.training.updates, result.updates
         if result.summary is None:
@@ -164,15 +165,15 @@ def notes(section: Section) -> list[str]:
             lines.append(f"{result.name} is not evaluated at {section.task.condition_name} {where}.")
         for checkpoint, update in sorted({*result.weights.values()}):
             if update < made:
-                lines.append(
-                    f"{result.name} was tested with its {checkpoint} checkpoint, of update {whole(update)}; "
-                    f"it has made {whole(made)}."
+                earlier.setdefault(checkpoint, []).append(
+                    f"{result.name} of update {whole(update)} of {whole(made)}"
                 )
         if not result.metrics:
             lines.append(f"{result.name} has no measurements yet: its learning curves are missing.")
+    lines += [f"Tested with the {name} checkpoint: {listed(runs)}." for name, runs in earlier.items()]
     single = [group.label for group in section.groups if group.seeds == 1]
     if single:
-        who = f"{listed(single)}: " if len(single) < len(section.groups) else ""
-        lines.append(f"{who}one seed, so no interval can be given.")
-        lines[-1] = lines[-1][0].upper() + lines[-1][1:]
+        # A label is a name and keeps its letters, at the beginning of a sentence too.
+        who = f"{listed(single)}: one" if len(single) < len(section.groups) else "One"
+        lines.append(f"{who} seed, so no interval can be given.")
     return lines
