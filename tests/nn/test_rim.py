@@ -220,6 +220,13 @@ def test_the_trace_says_what_happened() -> None:
     assert trace.communication is None
 
 
+def test_a_trace_prints_its_shapes() -> None:
+    deaf = RIM(**SIZES, num_active=6, input_attention=False)
+    _, _, (trace,) = deaf(torch.randn(5, 3, 5), return_trace=True)
+    fields = "active=bool[5, 3, 6], input_attention=None, communication=float32[5, 3, 4, 6, 6]"
+    assert repr(trace) == f"Trace({fields})"
+
+
 def test_padding_leaves_no_trace_of_activity() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.randn(n, 5) for n in (6, 2)])
     _, _, (trace,) = RIM(**SIZES)(packed, return_trace=True)

@@ -19,3 +19,12 @@ class Trace(NamedTuple):
     communication: Float[Tensor, "T B H K K"] | None
     """How much of each RIM (last) each active RIM heard; zero rows for inactive RIMs; None without
     communication."""
+
+    def __repr__(self) -> str:
+        """Shapes, not values: a trace of one batch prints as thousands of lines otherwise."""
+        fields = ", ".join(f"{name}={_shape(value)}" for name, value in self._asdict().items())
+        return f"{type(self).__name__}({fields})"
+
+
+def _shape(value: Tensor | None) -> str:
+    return "None" if value is None else f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
