@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
 
 from rims.nn.cell import RIMCell
 from rims.nn.fast import dense, gpu
@@ -60,6 +62,23 @@ def test_backward_twice_gives_the_same() -> None:
         for _ in range(2)
     )
     assert all(a is None or torch.equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_second_derivatives_equal_finite_differences(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIMS_GPU", "dense")
+    torch.manual_seed(0)
+    layer = RIMCell(3, 8, 4, 2, cell=cell, input_dropout=0.3, comm_dropout=0.3, dtype=torch.float64)
+    x, h = torch.randn(3, 2, 3, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+    how = How(reset=torch.tensor([[False, False], [True, False], [False, False]]), reverse=True)
+
+    def run(x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
+        torch.manual_seed(1)  # the same dropout at each call
+        own = {id(old): new for old, new in zip(layer.parameters(), weights)}
+        return gpu.run_sequence(copy.deepcopy(layer, own), x, h, h, how)[0]
+
+    given = x.requires_grad_(), h.requires_grad_(), *layer.parameters()
+    assert torch.autograd.gradgradcheck(run, given, fast_mode=True)
 
 
 def test_dropout_keeps_the_mean() -> None:

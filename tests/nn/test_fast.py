@@ -131,7 +131,7 @@ def arguments(
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=200, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(options, calls)
 def test_equal_in_float64(options: dict[str, Any], call: dict[str, Any]) -> None:
     torch.manual_seed(call["seed"])
@@ -143,6 +143,20 @@ def test_equal_in_float64(options: dict[str, Any], call: dict[str, Any]) -> None
     with torch.no_grad():  # other buffers, same numbers
         y, *_ = fast(x, tuple(state) if fast.mode == "LSTM" else state[0], **given)
     assert_equal({"y": wanted["y"]}, {"y": y}, 1e-10)
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+@pytest.mark.parametrize("selection", ["null", "competition"])
+@pytest.mark.parametrize("inputs", ["vector", "slots", "private"])
+@pytest.mark.parametrize("disabled", [None, [1]])
+def test_all_active(variant: str, selection: str, inputs: str, disabled: list[int] | None) -> None:
+    """No RIM rests, or none that is not removed: the official variant has no candidates to compute."""
+    torch.manual_seed(0)
+    options = {"num_active": RIMS, "variant": variant, "selection": selection, "inputs": inputs}
+    reference, fast = pair(torch.float64, **options)
+    x, state = sample(torch.float64, inputs), [torch.randn(1, 3, RIMS * SIZE).double() for _ in range(2)]
+    wanted, found = (everything(rim, x, state, disabled=disabled) for rim in (reference, fast))
+    assert_equal(wanted, found, 1e-10)
 
 
 class Ranking:

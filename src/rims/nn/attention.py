@@ -8,6 +8,7 @@ Shapes: B batch, K RIMs, D units of a RIM, I input size, S input slots, H heads,
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -32,8 +33,9 @@ class Read(NamedTuple):
 def dot_product(equation: str, query: Tensor, key: Tensor) -> Tensor:
     """Scaled dot products of ``[..., E]`` queries and keys, in float32 at least, under autocast too: RIMs are
     ranked by them."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
+    dtype, device = torch.promote_types(query.dtype, torch.float32), query.device.type
+    has_autocast = torch.amp.is_autocast_available(device)  # the meta device has none
+    with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
         return torch.einsum(equation, query.to(dtype), key.to(dtype)) / math.sqrt(query.shape[-1])
 
 

@@ -8,11 +8,13 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rims.nn.attention import Communication, InputAttention
 from rims.nn.cell import RIMCell
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
 from rims.nn.fast import gpu, single
+from rims.nn.fast.again import Again
 from rims.nn.fast.native import step as native
 from rims.nn.fast.passes import Plan, Weights
 from rims.nn.fast.sequence import run
@@ -28,7 +30,26 @@ def why_not(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
     """What keeps this call from the fast path; None if nothing does."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "tracing and torch.compile"
+    if (watcher := watched(cell, x, h, c)) is not None:
+        return watcher
     return obstacle(cell, x, h, c)
+
+
+def watched(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
+    """Who has to see each operation, where a pass written by hand shows none: the fast path would count no
+    FLOPs, drop tangents, or read tensors that have no memory."""
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch._C._len_torch_dispatch_stack():
+        return "a TorchDispatchMode"
+    if torch.nn.modules.module._has_any_global_hook():
+        return "a hook on all modules"
+    for tensor in (x, h, c, cell.dynamics.weight_hh):
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return f"a {type(tensor).__name__}"
+    return None
 
 
 def obstacle(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
@@ -48,7 +69,9 @@ def obstacle(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
             continue
         if type(module) not in STOCK:
             return f"a {type(module).__name__} inside the cell"
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"a hook on a {type(module).__name__}"
+        if module._backward_hooks or module._backward_pre_hooks:
             return f"a hook on a {type(module).__name__}"
         modules += module._modules.values()
     return gpu.why_not(cell, x) if x.device.type == "cuda" else None
@@ -71,7 +94,7 @@ def run_sequence(
         return h[None], h.clone(), c, None
     plan, x = prepare(cell, x, how)
     with torch.autocast(x.device.type, enabled=False):
-        y, h_last, c_last, trace = run(plan, weights_of(cell), x, h, c)
+        y, h_last, c_last, trace = run(plan, Weights.of(cell), x, h, c)
     return *finish(plan, y, h_last, c_last, c), trace
 
 
@@ -117,6 +140,8 @@ def prepare(cell: RIMCell, x: Tensor, how: How) -> tuple[Plan, Tensor]:
         plan.input_keep, plan.input_scale = dropout_mask(cell.input_dropout.p, *rows, read)
     if cell.training and communication is not None and communication.dropout.p:
         plan.comm_keep, plan.comm_scale = dropout_mask(communication.dropout.p, *rows, cell.rim_size)
+    kept = plan.input_keep, plan.input_scale, plan.comm_keep, plan.comm_scale
+    plan.again = Again(cell, how, plan.product_dtype, *kept)
     return plan, x
 
 
@@ -132,26 +157,3 @@ def finish(plan: Plan, y: Tensor, h: Tensor, c: Tensor, c_first: Tensor) -> tupl
 def dropout_mask(p: float, *shape: int) -> tuple[Tensor, float]:
     """What dropout keeps, for all steps, and what that is multiplied by."""
     return torch.empty(shape, dtype=torch.bool).bernoulli_(1 - p), 1 / (1 - p)
-
-
-def weights_of(cell: RIMCell) -> Weights:
-    """The cell's weights by their names here."""
-    attention, communication, dynamics = cell.input_attention, cell.communication, cell.dynamics
-    out = None if communication is None else communication.out
-    gate = None if communication is None else communication.gate
-    return Weights(
-        input_query=None if attention is None else attention.query,
-        input_key=None if attention is None else attention.key,
-        input_value=None if attention is None else attention.value,
-        ih=dynamics.weight_ih,
-        hh=dynamics.weight_hh,
-        bias_ih=dynamics.bias_ih,
-        bias_hh=dynamics.bias_hh,
-        query=None if communication is None else communication.query,
-        key=None if communication is None else communication.key,
-        value=None if communication is None else communication.value,
-        out=None if out is None else out.weight,
-        out_bias=None if out is None else out.bias,
-        gate=None if gate is None else gate.weight,
-        gate_bias=None if gate is None else gate.bias,
-    )

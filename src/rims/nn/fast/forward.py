@@ -92,8 +92,8 @@ class Forward(Pass):
         h_new, c_new = self.dynamics(
             rows, read, h_rows, c_before, self.sums.steps[t], self.aside.steps[t], scaled
         )
-        if plan.official and w.query is not None:  # all others are heard with candidates
-            rest = self.others(active, t)
+        rest = self.others(active, t) if plan.official and w.query is not None else None
+        if rest is not None:  # all others are heard with candidates
             read, _ = self.read(source, t, rest, step)
             sums = read.new_empty(len(read), self.sums.base.shape[1])
             candidates, _ = self.dynamics(
@@ -114,7 +114,7 @@ class Forward(Pass):
         else:
             told = self.told.steps[t].copy_(h)
             told.index_copy_(0, rows.by_rim, h_new)
-            if plan.official:
+            if rest is not None:
                 told.index_copy_(0, rest.by_rim, candidates)
             out = self.communicate(t, step, told, h_new)
             after.index_copy_(0, rows.by_batch, out.add_(h_new.index_select(0, rows.to_batch)))
@@ -149,8 +149,10 @@ class Forward(Pass):
     def mask(self, t: int) -> Tensor | None:
         return None if self.plan.mask is None else slot_mask(self.plan.mask[t], self.plan.private)
 
-    def others(self, active: Tensor, t: int) -> Rows:
-        return Rows(~active if self.plan.valid is None else ~active & self.plan.valid[t, :, None])
+    def others(self, active: Tensor, t: int) -> Rows | None:
+        """The rows that are computed and not active; None if there are none."""
+        rows = Rows(~active if self.plan.valid is None else ~active & self.plan.valid[t, :, None])
+        return rows if any(rows.counts) else None
 
     def communicate(self, t: int, step: Step, told: Tensor, h_new: Tensor) -> Tensor:
         """What the active rows add to their state, ``[N, D]`` by batch element."""

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rims.nn.cell import RIMCell
+from rims.nn.fast.again import Again
 from rims.nn.fast.dense import Eager, Engine, Inputs, Options, TorchLoop, run
 from rims.nn.fast.graphs import Graphs
 from rims.nn.sequence import PLAIN, How, run_cell
@@ -87,9 +88,10 @@ def run_sequence(
     assert how.mask is None  # only slots and private inputs have one
     o, i = prepare(cell, x, h, c, how)
     o, i = with_dropout(cell, o, i)
+    repeat = Again(cell, how, o.product_dtype, i.input_keep, o.input_scale, i.comm_keep, o.comm_scale)
     # Triton and graphs work on the current device, which need not be that of x.
     with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        result = run(o, i, choose_engine(o, i))
+        result = run(o, i, choose_engine(o, i), repeat)
     y = result.states if how.valid is None else result.states.masked_fill(~how.valid[..., None], 0.0)
     if not how.return_trace:
         return y, result.h, result.c, None

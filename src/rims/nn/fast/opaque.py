@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rims.nn.cell import RIMCell
-from rims.nn.fast.dispatch import finish, obstacle, prepare, weights_of
+from rims.nn.fast.dispatch import finish, obstacle, prepare
 from rims.nn.fast.passes import Plan, Weights
 from rims.nn.fast.sequence import function_of, run
 from rims.nn.fast.stages import Chooser
@@ -57,7 +57,7 @@ def run_sequence(
 ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"], Float[Tensor, "B H"], Trace | None]:
     """As :func:`rims.nn.sequence.run_cell`."""
     plan, x = prepare(cell, x, how)
-    weights = weights_of(cell).tensors()
+    weights = Weights.of(cell).tensors()
     masks = [getattr(plan, name) for name in MASKS]
     y, h_last, c_last, _ = sequence(
         x,
@@ -94,6 +94,7 @@ def plan_of(
 ) -> Plan:
     """The reverse of :func:`numbers_of`."""
     num_rims, num_active, gru, squash, official, private, input_heads, heads, topk, reverse = values
+    given: dict[str, Any] = dict(zip(MASKS, masks))
     return Plan(
         num_rims=num_rims,
         num_active=num_active,
@@ -110,7 +111,7 @@ def plan_of(
         product_dtype=like.dtype,
         input_scale=scales[0],
         comm_scale=scales[1],
-        **dict(zip(MASKS, masks)),
+        **given,
     )
 
 
@@ -191,7 +192,8 @@ def sequence_backward(
     there = [True, True, True, *present[: len(fields(Weights))]]
     wanted = iter(needed)
     context.needs_input_grad = [False, *(next(wanted) if given else False for given in there)]
-    _, *found = context.function.backward(context, dy, dh, dc, None, None, None)
+    with torch.no_grad():
+        _, *found = context.function.backward(context, dy, dh, dc, None, None, None)
     gradients = [g for g, given in zip(found, there) if given]
     result, seen = [], set()
     for gradient, tensor, want in zip(gradients, inputs, needed):

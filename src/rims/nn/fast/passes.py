@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rims.nn.cell import RIMCell
 from rims.nn.fast import stages
 from rims.nn.fast.matmul import grouped, product
 from rims.nn.fast.rows import Rows, heads_first, heads_last, pick
+
+if TYPE_CHECKING:
+    from rims.nn.fast.again import Again
 
 
 @dataclass
@@ -37,6 +41,29 @@ class Weights:
     out_bias: Tensor | None
     gate: Tensor | None
     gate_bias: Tensor | None
+
+    @classmethod
+    def of(cls, cell: RIMCell) -> Weights:
+        """The cell's, by their names here."""
+        attention, communication, dynamics = cell.input_attention, cell.communication, cell.dynamics
+        out = None if communication is None else communication.out
+        gate = None if communication is None else communication.gate
+        return cls(
+            input_query=None if attention is None else attention.query,
+            input_key=None if attention is None else attention.key,
+            input_value=None if attention is None else attention.value,
+            ih=dynamics.weight_ih,
+            hh=dynamics.weight_hh,
+            bias_ih=dynamics.bias_ih,
+            bias_hh=dynamics.bias_hh,
+            query=None if communication is None else communication.query,
+            key=None if communication is None else communication.key,
+            value=None if communication is None else communication.value,
+            out=None if out is None else out.weight,
+            out_bias=None if out is None else out.bias,
+            gate=None if gate is None else gate.weight,
+            gate_bias=None if gate is None else gate.bias,
+        )
 
     def tensors(self) -> list[Tensor | None]:
         return [getattr(self, field.name) for field in fields(self)]
@@ -81,6 +108,8 @@ class Plan:
     comm_keep: Tensor | None = None
     """``[T, B * K, D]``: what dropout keeps of what the RIMs hear, times ``comm_scale``."""
     comm_scale: float = 1.0
+    again: Again | None = None
+    """For gradients of gradients; None under torch.compile, which has none."""
 
     def steps(self, length: int) -> range:
         """The steps in the order of computation."""

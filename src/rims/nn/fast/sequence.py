@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from rims.nn.fast import again
 from rims.nn.fast.backward import Backward
 from rims.nn.fast.forward import Forward
 from rims.nn.fast.native import function as native
@@ -46,7 +46,7 @@ class SequenceFunction(torch.autograd.Function):
         ctx.counts = [buffer.counts for buffer in buffers]
         ctx.num_weights = len(tensors)
         ctx.save_for_backward(
-            x, h0, *tensors, states, source.keys, source.values, *(buffer.base for buffer in buffers)
+            x, h0, c0, *tensors, states, source.keys, source.values, *(buffer.base for buffer in buffers)
         )
         if active is not None:
             ctx.mark_non_differentiable(active)
@@ -54,9 +54,11 @@ class SequenceFunction(torch.autograd.Function):
         return states, h, c, active, attention, communication
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        x, h0, *rest = ctx.saved_tensors
+        x, h0, c0, *rest = ctx.saved_tensors
+        if again.wanted(grads):
+            inputs = (x, h0, c0, *rest[: ctx.num_weights])
+            return None, *again.gradients(ctx.plan.again, inputs, ctx.needs_input_grad[1:], grads)
         weights, (states, keys, values, *buffers) = Weights(*rest[: ctx.num_weights]), rest[ctx.num_weights :]
         dy, dh, dc, _, d_attention, d_communication = grads
         names = ["plan", "x", "h", "c", *(field.name for field in fields(Weights))]

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from rims.nn.fast import again
+from rims.nn.fast.again import Again
 from rims.nn.fast.dense.products import gradients, hoist
 from rims.nn.fast.dense.tensors import NUM_DIFFERENTIABLE, Hoisted, Inputs, Loop, Options, Saved
 
@@ -66,21 +67,25 @@ class DenseFunction(torch.autograd.Function):
     """The two passes as one function of the inputs."""
 
     @staticmethod
-    def forward(ctx: Any, o: Options, engine: Engine, *tensors: Tensor | None) -> Any:
+    def forward(ctx: Any, o: Options, engine: Engine, repeat: Again | None, *tensors: Tensor | None) -> Any:
         i = Inputs(*tensors)  # type: ignore[arg-type]
         hoisted, s = engine.forward(o, i, True)
-        ctx.o, ctx.engine = o, engine
+        ctx.o, ctx.engine, ctx.again = o, engine, repeat
         ctx.save_for_backward(*tensors, *hoisted, *s)
         ctx.mark_non_differentiable(s.active)
         ctx.set_materialize_grads(False)
         return outputs(o, i, s)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, dy: Tensor | None, dh: Tensor | None, dc: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         split = len(Inputs._fields)
+        without = [None] * (split - NUM_DIFFERENTIABLE)
+        if again.wanted((dy, dh, dc)):
+            needed = ctx.needs_input_grad[3 : 3 + NUM_DIFFERENTIABLE]
+            inputs = ctx.saved_tensors[:NUM_DIFFERENTIABLE]
+            return None, None, None, *again.gradients(ctx.again, inputs, needed, (dy, dh, dc)), *without
         i = Inputs(*ctx.saved_tensors[:split])
         hoisted = Hoisted(*ctx.saved_tensors[split : split + len(Hoisted._fields)])
         s = Saved(*ctx.saved_tensors[split + len(Hoisted._fields) :])
@@ -91,12 +96,12 @@ class DenseFunction(torch.autograd.Function):
                 i,
                 hoisted,
                 s,
-                ctx.needs_input_grad[2],
+                ctx.needs_input_grad[3],
                 torch.zeros_like(s.states) if dy is None else dy.reshape(shape),
                 torch.zeros_like(last) if dh is None else dh.reshape(shape[1:]),
                 torch.zeros_like(last) if dc is None else dc.reshape(shape[1:]),
             )
-        return None, None, *grads, *[None] * (split - NUM_DIFFERENTIABLE)
+        return None, None, None, *grads, *without
 
 
 def outputs(o: Options, i: Inputs, s: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -122,10 +127,10 @@ class Result(NamedTuple):
     """``[T, B, H, K, K]``; None without communication."""
 
 
-def run(o: Options, i: Inputs, engine: Engine) -> Result:
-    """The sequence, differentiable."""
+def run(o: Options, i: Inputs, engine: Engine, repeat: Again | None = None) -> Result:
+    """The sequence, differentiable; as often as one likes, if told how to do it once more."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in i):
-        result = Result(*DenseFunction.apply(o, engine, *i))
+        result = Result(*DenseFunction.apply(o, engine, repeat, *i))
     else:
         _, s = engine.forward(o, i, False)
         result = Result(*outputs(o, i, s), s.attention, s.hearing)

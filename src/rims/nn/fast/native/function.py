@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from rims.nn.fast import again
 from rims.nn.fast.matmul import outer, product
 from rims.nn.fast.memory import empty
 from rims.nn.fast.native.build import library
@@ -117,16 +117,18 @@ class NativeFunction(torch.autograd.Function):
         states, h, c, kept = forward(plan, weights, shape, x, h0, c0, keep=True)
         trace = trace_of(plan, shape, kept) if plan.return_trace else (None, None, None)
         ctx.plan, ctx.shape, ctx.names, ctx.num_weights = plan, shape, [*kept], len(tensors)
-        ctx.save_for_backward(x, h0, *tensors, states, *kept.values())
+        ctx.save_for_backward(x, h0, c0, *tensors, states, *kept.values())
         if trace[0] is not None:
             ctx.mark_non_differentiable(trace[0])
         ctx.set_materialize_grads(False)
         return states, h, c, *trace
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        x, h0, *rest = ctx.saved_tensors
+        x, h0, c0, *rest = ctx.saved_tensors
+        if again.wanted(grads):
+            inputs = (x, h0, c0, *rest[: ctx.num_weights])
+            return None, *again.gradients(ctx.plan.again, inputs, ctx.needs_input_grad[1:], grads)
         weights = Weights(*rest[: ctx.num_weights])
         states, *kept = rest[ctx.num_weights :]
         saved = dict(zip(ctx.names, kept))
