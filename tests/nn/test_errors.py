@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ WRONG_OPTIONS = [
     ({"comm_dropout": -0.1}, "comm_dropout is -0.1; expected 0 <= comm_dropout < 1"),
     ({"input_attention": False}, "expected num_active = num_rims"),
     ({"input_attention": False, "num_active": 6, "inputs": "slots"}, "no slots"),
+    ({"hidden_size": 24.0}, "hidden_size is 24.0; expected an integer"),
 ]
 
 
@@ -106,6 +108,46 @@ def test_wrong_dtype() -> None:
         RIM(5, 24)(torch.zeros(4, 3, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"x has dtype torch.int64"), torch.autocast("cpu", torch.bfloat16):
         RIM(5, 24)(torch.zeros(4, 3, 5, dtype=torch.long))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 3])
+def test_wrong_devices_and_dtypes(steps: int) -> None:
+    """Compiled passes read memory by address: they would end the process, or take doubles for floats."""
+    rim, x, h = RIM(5, 24), torch.zeros(steps, 2, 5), torch.zeros(1, 2, 24)
+    for call, message in (
+        (lambda: RIM(5, 24, device="meta")(x), "x is on device cpu; expected the weights', meta"),
+        (lambda: rim(x, (h.to("meta"), h)), "h0 is on device meta; expected the weights', cpu"),
+        (lambda: rim(x, (h, h.to("meta"))), "c0 is on device meta; expected the weights', cpu"),
+        (lambda: rim(x, (h, h.double())), "c0 has dtype torch.float64; expected the weights' torch.float32"),
+        (
+            lambda: rim(x, reset=torch.zeros(steps, 2, dtype=torch.bool, device="meta")),
+            "reset is on device meta; expected the weights', cpu",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+    rim.first.communication.double()
+    with pytest.raises(RuntimeError):  # torch's own
+        rim(x)
+    rim.first.communication.to("meta", torch.float32)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        rim(x)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_disabled_is_indices() -> None:
+    rim, x = RIM(5, 24), torch.randn(3, 2, 5)
+    wanted = rim(x, disabled=[1, 4])[0]
+    for indices in (torch.tensor([1, 4]), np.array([1, 4]), {1, 4}, (4, 1, 1)):
+        assert torch.equal(rim(x, disabled=indices)[0], wanted)
+    for mask in ([False, True, False], torch.tensor([False, True, False])):
+        with pytest.raises(
+            ValueError, match="disabled names RIM False; expected indices of RIMs, not a mask"
+        ):
+            rim(x, disabled=mask)
+    with pytest.raises(ValueError, match=r"disabled is 1; expected the indices of RIMs, as \[1\]"):
+        rim(x, disabled=1)
 
 
 def test_wrong_cell_calls() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
@@ -266,6 +266,8 @@ class RIMCell(nn.Module):
             raise ValueError(f"state is {given}; expected {wanted} for cell={self.cell!r}")
         else:
             h, c = (state, state) if isinstance(state, Tensor) else state
+        check_device(x.device, h=h, c=c)
+        self.check_state_dtype(h=h, c=c)
         for name, part in (("h", h), ("c", c)):
             if part.shape != (x.shape[0], self.hidden_size):
                 raise ValueError(
@@ -360,7 +362,7 @@ class RIMCell(nn.Module):
 
     def check_input(self, x: Tensor, batch_dims: int, mask: Tensor | None = None) -> None:
         """Raise ValueError unless ``x`` is ``[..., I]`` after ``batch_dims`` leading dimensions (with slots
-        ``[..., S, I]``), in the cell's dtype."""
+        ``[..., S, I]``), in the cell's dtype and on its device."""
         wrong = (
             x.dim() != batch_dims + (1 if self.inputs == "vector" else 2) or x.shape[-1] != self.input_size
         )
@@ -374,6 +376,7 @@ class RIMCell(nn.Module):
             raise ValueError(
                 f'x has shape {tuple(x.shape)}; expected {leading}{expected} for inputs="{self.inputs}"'
             )
+        check_device(self.dynamics.weight_hh.device, x=x, mask=mask)
         dtype = self.dynamics.weight_hh.dtype
         if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"x has dtype {x.dtype}; expected the weights' {dtype}")
@@ -385,6 +388,13 @@ class RIMCell(nn.Module):
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)}, {mask.dtype}; expected bool {list(x.shape[:-1])}"
             )
+
+    def check_state_dtype(self, **parts: Tensor) -> None:
+        """Raise ValueError unless a state has the weights' dtype; any, under autocast."""
+        dtype = self.dynamics.weight_hh.dtype
+        for name, part in parts.items():
+            if part.dtype != dtype and not torch.is_autocast_enabled(part.device.type):
+                raise ValueError(f"{name} has dtype {part.dtype}; expected the weights' {dtype}")
 
     def extra_repr(self) -> str:
         text = (
@@ -407,8 +417,17 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+def check_device(device: torch.device, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless all are on the weights' ``device``: the fast path reads memory by address."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on device {tensor.device}; expected the weights', {device}")
+
+
 def check_positive(**sizes: int) -> None:
-    """Raise ValueError unless every size is at least 1."""
+    """Raise ValueError unless every size is an integer of at least 1."""
     for name, size in sizes.items():
+        if not isinstance(size, SupportsIndex):
+            raise ValueError(f"{name} is {size!r}; expected an integer")
         if size < 1:
             raise ValueError(f"{name} is {size}; expected at least 1")

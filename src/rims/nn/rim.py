@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rims.nn.cell import RIMCell
+from rims.nn.cell import RIMCell, check_device
 from rims.nn.fast import Backend, opaque, run_sequence, why_not
 from rims.nn.selection import lesion_mask
 from rims.nn.sequence import How, run_cell
@@ -227,7 +227,10 @@ class RIM(nn.Module):
             raise ValueError(
                 f"reset has shape {tuple(reset.shape)}, {reset.dtype}; expected bool {list(x.shape[:2])}"
             )
-        h0, c0 = (part.unbind() for part in self._initial_state(hx, x))
+        state = self._initial_state(hx, x)
+        check_device(x.device, reset=reset, h0=state[0], c0=state[1])
+        first.check_state_dtype(h0=state[0], c0=state[1])
+        h0, c0 = (part.unbind() for part in state)
         removed = lesion_mask(disabled, first.num_rims, x.device)
         last_h, last_c, traces = [], [], []
         for layer in range(self.num_layers):

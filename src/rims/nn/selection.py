@@ -8,7 +8,7 @@ that keeps RIMs in use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,13 +40,21 @@ def select_active(
 def lesion_mask(
     disabled: Sequence[int] | None, num_rims: int, device: torch.device
 ) -> Bool[Tensor, " K"] | None:
-    """True for the RIMs named in ``disabled``; None where it names none.
+    """True for the RIMs named in ``disabled``, which may be an array or a tensor too; None where it names
+    none.
 
-    Raises ValueError for an index outside 0..num_rims-1, and when no RIM would be left.
+    Raises ValueError for what is no index of a RIM, a mask for one, and when no RIM would be left.
     """
+    if disabled is None:
+        return None
+    disabled = disabled.tolist() if hasattr(disabled, "tolist") else disabled
+    if not isinstance(disabled, Collection):
+        raise ValueError(f"disabled is {disabled!r}; expected the indices of RIMs, as [{disabled!r}]")
     if not disabled:
         return None
     for index in disabled:
+        if isinstance(index, bool):  # as a number, True would remove RIM 1
+            raise ValueError(f"disabled names RIM {index}; expected indices of RIMs, not a mask")
         if not 0 <= index < num_rims:
             raise ValueError(f"disabled names RIM {index}; expected 0 to {num_rims - 1}")
     if len(set(disabled)) == num_rims:

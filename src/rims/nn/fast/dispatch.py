@@ -54,7 +54,7 @@ def watched(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
 
 def obstacle(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
     """:func:`why_not`, tracing aside."""
-    dtype = cell.dynamics.weight_hh.dtype
+    dtype, device = cell.dynamics.weight_hh.dtype, x.device
     if x.device.type not in ("cpu", "cuda"):
         return f"device {x.device.type!r}"
     if dtype not in (torch.float32, torch.float64):
@@ -73,6 +73,9 @@ def obstacle(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
             return f"a hook on a {type(module).__name__}"
         if module._backward_hooks or module._backward_pre_hooks:
             return f"a hook on a {type(module).__name__}"
+        for weight in module._parameters.values():
+            if weight is not None and (weight.dtype != dtype or weight.device != device):
+                return "weights of several dtypes or devices"
         modules += module._modules.values()
     return gpu.why_not(cell, x) if x.device.type == "cuda" else None
 
