@@ -29,7 +29,6 @@ WRONG_OPTIONS = [
     ({"comm_dropout": -0.1}, "comm_dropout is -0.1; expected 0 <= comm_dropout < 1"),
     ({"input_attention": False}, "expected num_active = num_rims"),
     ({"input_attention": False, "num_active": 6, "inputs": "slots"}, "no slots"),
-    ({"hidden_size": 24.0}, "hidden_size is 24.0; expected an integer"),
 ]
 
 
@@ -46,6 +45,7 @@ WRONG_CHOICES = [
     ({"variant": "v6"}, "variant is 'v6'; expected one of 'paper', 'official'"),
     ({"selection": "softmax"}, "selection is 'softmax'; expected one of 'null', 'competition'"),
     ({"inputs": "set"}, "inputs is 'set'; expected one of 'vector', 'slots', 'private'"),
+    ({"num_rims": 6.0}, "num_rims is 6.0; expected an integer"),
 ]
 
 
@@ -142,9 +142,7 @@ def test_disabled_is_indices() -> None:
     for indices in (torch.tensor([1, 4]), np.array([1, 4]), {1, 4}, (4, 1, 1)):
         assert torch.equal(rim(x, disabled=indices)[0], wanted)
     for mask in ([False, True, False], torch.tensor([False, True, False])):
-        with pytest.raises(
-            ValueError, match="disabled names RIM False; expected indices of RIMs, not a mask"
-        ):
+        with pytest.raises(ValueError, match="names RIM False; expected indices of RIMs, not a mask"):
             rim(x, disabled=mask)
     with pytest.raises(ValueError, match=r"disabled is 1; expected the indices of RIMs, as \[1\]"):
         rim(x, disabled=1)
