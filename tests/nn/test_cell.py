@@ -158,3 +158,22 @@ def test_scores_are_float32_under_autocast() -> None:
         read = cell.input_attention(x[:, None], h.view(32, 6, 10))
     assert read.penalty.dtype == torch.float32
     assert all(len(set(row)) == 6 for row in read.penalty.tolist())
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize(("inputs", "shape"), [("vector", ()), ("slots", (3,)), ("private", (6,))])
+def test_a_single_row_is_a_batch_of_one(kind, inputs, shape) -> None:
+    """As nn.LSTMCell and nn.GRUCell take it."""
+    cell = RIMCell(4, 24, cell=kind, inputs=inputs)
+    x, h, c = torch.randn(*shape, 4), torch.randn(24), torch.randn(24)
+    options = {} if inputs == "vector" else {"mask": torch.rand(shape) < 0.7}
+    batched = {name: mask[None] for name, mask in options.items()}
+    alone = cell(x, (h, c) if kind == "lstm" else h, **options)
+    row = cell(x[None], hx=(h[None], c[None]) if kind == "lstm" else h[None], **batched)
+    for a, b in zip(*([state] if kind == "gru" else state for state in (alone, row))):
+        assert torch.equal(a, b[0])
+    assert [part.shape for part in (cell(x) if kind == "lstm" else [cell(x)])] == [(24,)] * (
+        1 + (kind == "lstm")
+    )
+    with pytest.raises(ValueError, match=r"h has shape \(1, 23\); expected \[1, 24\] \(without the 1 for"):
+        cell(x, (h[1:], c) if kind == "lstm" else h[1:])

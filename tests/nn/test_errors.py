@@ -136,6 +136,15 @@ def test_wrong_devices_and_dtypes(steps: int) -> None:
 
 
 @pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("shape", [(4, 3, 5), (4, 5)])
+def test_half_a_state(shape) -> None:
+    with pytest.raises(ValueError, match=r"hx is \(Tensor, NoneType\); expected a pair \(h0, c0\)"):
+        RIM(5, 24)(torch.zeros(shape), (T3, None))
+    with pytest.raises(ValueError, match=r"hx is \(Tensor\); expected a pair \(h0, c0\)"):
+        RIM(5, 24)(torch.zeros(shape), [T3])
+
+
+@pytest.mark.usefixtures("without_shape_checks")
 def test_disabled_is_indices() -> None:
     rim, x = RIM(5, 24), torch.randn(3, 2, 5)
     wanted = rim(x, disabled=[1, 4])[0]
@@ -154,9 +163,9 @@ def test_wrong_cell_calls() -> None:
         cell(torch.zeros(3, 6))
     with pytest.raises(ValueError, match=r"h has shape \(2, 24\); expected \[3, 24\]"):
         cell(torch.zeros(3, 5), (torch.zeros(2, 24), torch.zeros(3, 24)))
-    with pytest.raises(ValueError, match=r"state is a tensor; expected a pair \(h, c\)"):
+    with pytest.raises(ValueError, match=r"hx is a tensor; expected a pair \(h, c\)"):
         cell(torch.zeros(3, 5), torch.zeros(3, 24))
-    with pytest.raises(ValueError, match="state is tuple; expected the tensor h"):
+    with pytest.raises(ValueError, match="hx is tuple; expected the tensor h"):
         RIMCell(5, 24, cell="gru")(torch.zeros(3, 5), (torch.zeros(3, 24), torch.zeros(3, 24)))
 
 

@@ -240,40 +240,46 @@ class RIMCell(nn.Module):
     def forward(
         self,
         x: Tensor,
-        state: tuple[Tensor, Tensor] | Tensor | None = None,
+        hx: tuple[Tensor, Tensor] | Tensor | None = None,
         *,
-        mask: Bool[Tensor, "B S"] | None = None,
+        mask: Tensor | None = None,
         disabled: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor] | Tensor:
         """One step.
 
         Args:
-            x: ``[B, I]``, ``[B, S, I]`` or ``[B, K, I]``, by the cell's ``inputs``.
-            state: ``(h, c)``, each ``[B, hidden_size]``, or ``h`` with GRU dynamics; zeros by default.
-            mask: with slots or private inputs, which of them are present.
+            x: ``[B, I]``, ``[B, S, I]`` or ``[B, K, I]``, by the cell's ``inputs``; without B for a single
+                row, and so all else.
+            hx: ``(h, c)``, each ``[B, hidden_size]``, or ``h`` with GRU dynamics; zeros by default.
+            mask: bool, the shape of x less its last dimension: with slots or private inputs, which of them
+                are present.
             disabled: indices of RIMs that are removed: never active, heard by nobody, their state left as it
                 is.
 
         Returns:
-            The next state, in the form of ``state``.
+            The next state, in the form of ``hx``.
         """
+        state = None if hx is None else split_state(hx, self.cell, "h", "c")
+        unbatched = x.dim() == (1 if self.inputs == "vector" else 2)
+        if unbatched:
+            x, mask = x[None], None if mask is None else mask[None]
+            state = None if state is None else (state[0][None], state[1][None])
         self.check_input(x, 1, mask)
         if state is None:
             h = c = x.new_zeros(x.shape[0], self.hidden_size, dtype=self.dynamics.weight_hh.dtype)
-        elif isinstance(state, Tensor) == (self.cell == "lstm"):
-            given = "a tensor" if isinstance(state, Tensor) else type(state).__name__
-            wanted = "a pair (h, c)" if self.cell == "lstm" else "the tensor h"
-            raise ValueError(f"state is {given}; expected {wanted} for cell={self.cell!r}")
         else:
-            h, c = (state, state) if isinstance(state, Tensor) else state
+            h, c = state
         check_device(x.device, h=h, c=c)
         self.check_state_dtype(h=h, c=c)
         for name, part in (("h", h), ("c", c)):
             if part.shape != (x.shape[0], self.hidden_size):
                 raise ValueError(
                     f"{name} has shape {tuple(part.shape)}; expected {[x.shape[0], self.hidden_size]}"
+                    + " (without the 1 for a single row)" * unbatched
                 )
         h, c, _ = self.step(x, h, c, mask, lesion_mask(disabled, self.num_rims, x.device))
+        if unbatched:
+            h, c = h[0], c[0]
         return (h, c) if self.cell == "lstm" else h
 
     def step(
@@ -415,6 +421,21 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+
+
+def split_state(hx: object, cell: str, *names: str) -> tuple[Tensor, Tensor]:
+    """h and c of a state that a caller gave, h twice with GRU dynamics. Raises ValueError, with the ``names``
+    of both."""
+    if cell == "gru" and isinstance(hx, Tensor):
+        return hx, hx
+    parts = tuple(hx) if isinstance(hx, (tuple, list)) else ()
+    if cell == "lstm" and len(parts) == 2 and all(isinstance(part, Tensor) for part in parts):
+        return parts
+    given = "a tensor" if isinstance(hx, Tensor) else type(hx).__name__
+    if cell == "lstm" and parts:
+        given = f"({', '.join(type(part).__name__ for part in parts)})"
+    wanted = f"a pair ({', '.join(names)})" if cell == "lstm" else f"the tensor {names[0]}"
+    raise ValueError(f"hx is {given}; expected {wanted} for cell={cell!r}")
 
 
 def check_device(device: torch.device, **tensors: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rims.nn.cell import RIMCell, check_device
+from rims.nn.cell import RIMCell, check_device, split_state
 from rims.nn.fast import Backend, opaque, run_sequence, why_not
 from rims.nn.selection import lesion_mask
 from rims.nn.sequence import How, run_cell
@@ -193,7 +193,8 @@ class RIM(nn.Module):
         if unbatched:
             x, reset, mask = (None if t is None else t.unsqueeze(1) for t in (x, reset, mask))  # type: ignore[assignment]
             if hx is not None:
-                hx = hx.unsqueeze(1) if isinstance(hx, Tensor) else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+                h0, c0 = split_state(hx, self.first.cell, "h0", "c0")
+                hx = h0.unsqueeze(1) if isinstance(hx, Tensor) else (h0.unsqueeze(1), c0.unsqueeze(1))
         elif self.batch_first:
             x, reset, mask = (None if t is None else t.transpose(0, 1) for t in (x, reset, mask))  # type: ignore[assignment]
         assert isinstance(x, Tensor)
@@ -277,11 +278,7 @@ class RIM(nn.Module):
         if hx is None:
             zeros = x.new_zeros(shape, dtype=first.dynamics.weight_hh.dtype)
             return zeros, zeros
-        if isinstance(hx, Tensor) == (first.cell == "lstm"):
-            given = "a tensor" if isinstance(hx, Tensor) else type(hx).__name__
-            wanted = "a pair (h0, c0)" if first.cell == "lstm" else "the tensor h0"
-            raise ValueError(f'hx is {given}; expected {wanted} for cell="{first.cell}"')
-        h0, c0 = (hx, hx) if isinstance(hx, Tensor) else hx
+        h0, c0 = split_state(hx, first.cell, "h0", "c0")
         for name, part in (("h0", h0), ("c0", c0)):
             if part.shape != shape:
                 raise ValueError(
