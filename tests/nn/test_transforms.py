@@ -222,6 +222,16 @@ def test_watchers_see_every_operation() -> None:
     close(both.b, rim(2 * x)[0])
 
 
+def test_a_replaced_forward_is_called() -> None:
+    """As wrappers that move weights about, and many a trial, replace it."""
+    _, rim = pair()
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    wanted = rim(x)[0]
+    dynamics = rim.first.dynamics
+    dynamics.forward = lambda u, *state: type(dynamics).forward(dynamics, 2 * u, *state)  # type: ignore[method-assign]
+    assert not torch.allclose(rim(x)[0], wanted)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("which", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
 @pytest.mark.parametrize("everywhere", [False, True])
