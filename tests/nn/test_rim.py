@@ -227,6 +227,13 @@ def test_a_trace_prints_its_shapes() -> None:
     assert repr(trace) == f"Trace({fields})"
 
 
+def test_a_printed_layer_says_its_sizes() -> None:
+    printed = repr(RIM(8, 24, input_heads=2, comm_topk=3))
+    assert "InputAttention(8, 4, num_rims=6, heads=2, key_size=64, value_size=8)" in printed
+    assert "LSTMDynamics(16, 4, num_rims=6)" in printed
+    assert "4, num_rims=6, heads=4, key_size=32, value_size=32, topk=3\n" in printed
+
+
 def test_padding_leaves_no_trace_of_activity() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.randn(n, 5) for n in (6, 2)])
     _, _, (trace,) = RIM(**SIZES)(packed, return_trace=True)

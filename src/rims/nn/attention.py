@@ -108,6 +108,17 @@ class InputAttention(nn.Module):
             values = torch.einsum("bhks,bshv->bkhv", weights, v)
         return Read(values.flatten(2), attention, penalty)
 
+    def extra_repr(self) -> str:
+        return f"{len(self.key)}, {sizes_of(self.query, self.value, self.heads)}"
+
+
+def sizes_of(query: Tensor, value: Tensor, heads: int) -> str:
+    """What a printed attention says of itself."""
+    num_rims, rim_size, keys = query.shape
+    sizes = {"num_rims": num_rims, "heads": heads}
+    sizes |= {"key_size": keys // heads, "value_size": value.shape[-1] // heads}
+    return f"{rim_size}, " + ", ".join(f"{name}={size}" for name, size in sizes.items())
+
 
 def null_attention(
     scores: Float[Tensor, "B H K S"], present: Tensor | None = None
@@ -214,3 +225,7 @@ class Communication(nn.Module):
         if self.gate is not None:
             out = torch.sigmoid(self.gate(heard)) * torch.tanh(out)
         return out, attention
+
+    def extra_repr(self) -> str:
+        topk = "" if self.topk is None else f", topk={self.topk}"
+        return sizes_of(self.query, self.value, self.heads) + topk

@@ -37,6 +37,10 @@ class Dynamics(nn.Module):
         self.bias_ih = empty(self.gates * rim_size) if bias else None
         self.bias_hh = empty(self.gates * rim_size) if bias else None
 
+    def extra_repr(self) -> str:
+        num_rims, input_size, _ = self.weight_ih.shape
+        return f"{input_size}, {self.weight_hh.shape[1]}, num_rims={num_rims}"
+
     def preactivations(
         self, u: Float[Tensor, "B K N"], h: Float[Tensor, "B K D"]
     ) -> tuple[Float[Tensor, "B K GD"], Float[Tensor, "B K GD"]]:
