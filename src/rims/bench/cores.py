@@ -13,6 +13,7 @@ from rims.bench.arms import Mode, Setting, call_of
 from rims.bench.measure import Timing, paired, timed
 from rims.bench.products import products_of
 from rims.cores import CORES, Core, CoreConfig, LSTMConfig
+from rims.cores.rim import RIMCore
 from rims.cores.sizes import Match, matched
 from rims.nn.cell import check_choice
 
@@ -115,6 +116,10 @@ def compiling(config: CoreConfig, compile: bool) -> CoreConfig:
 
 def bar(written: Core, core: Core, setting: Setting, repeats: int) -> tuple[float | None, float | None]:
     """``products`` and ``of_bar`` of a row. ``written`` is ``core`` not compiled, whose products are seen."""
+    if isinstance(
+        written, RIMCore
+    ):  # watched, it goes step by step: other products than are timed
+        return None, None
     again, flops = products_of(call_of(written, "train", setting))
     tokens = setting.steps * setting.batch
     if flops < SEEN * tokens * core.flops_per_step:
