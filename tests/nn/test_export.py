@@ -24,7 +24,7 @@ for options in ({}, {"cell": "gru"}, {"variant": "official"}, {"selection": "com
         return x, tuple(state) if cell.cell == "lstm" else state[0]
 
     batch = {0: torch.export.Dim("batch")}
-    shapes = {"x": batch, "state": (batch, batch) if cell.cell == "lstm" else batch}
+    shapes = {"x": batch, "hx": (batch, batch) if cell.cell == "lstm" else batch}
     x, state = inputs(5)  # another batch than the one exported with
     expected = cell(x, state)
     expected = expected if cell.cell == "lstm" else (expected,)
