@@ -74,8 +74,11 @@ def penalised(rim: RIM, x: Tensor, **call: Any) -> dict[str, Tensor]:
     x = x.clone().requires_grad_()
     h = torch.ones(rim.num_layers * rim.num_directions, x.shape[1], rim.hidden_size, dtype=x.dtype)
     h.requires_grad_()
-    y, *_ = rim(x, (h, h) if rim.mode == "LSTM" else h, **call)  # one tensor for two states
-    slopes = torch.autograd.grad(y.sum(), (x, h), create_graph=True, materialize_grads=True)
+    # One tensor for two states.
+    y, _, traces = rim(x, (h, h) if rim.mode == "LSTM" else h, return_trace=True, **call)
+    attended = [part.square().sum() for trace in traces for part in trace[1:] if part is not None]
+    given = y.sum() + sum(attended)
+    slopes = torch.autograd.grad(given, (x, h), create_graph=True, materialize_grads=True)
     loss = y.square().sum() + sum(slope.square().sum() for slope in slopes)
     names, inputs = zip(("x", x), ("h", h), *rim.named_parameters())
     found = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
