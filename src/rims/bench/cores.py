@@ -116,9 +116,7 @@ def compiling(config: CoreConfig, compile: bool) -> CoreConfig:
 
 def bar(written: Core, core: Core, setting: Setting, repeats: int) -> tuple[float | None, float | None]:
     """``products`` and ``of_bar`` of a row. ``written`` is ``core`` not compiled, whose products are seen."""
-    if isinstance(
-        written, RIMCore
-    ):  # watched, it goes step by step: other products than are timed
+    if isinstance(written, RIMCore):  # watched, it goes step by step: other products than are timed
         return None, None
     again, flops = products_of(call_of(written, "train", setting))
     tokens = setting.steps * setting.batch
