@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rims import RIM
-from tests.nn.strategies import rim_options
+
+from .strategies import rim_options
 
 pytestmark = [
     pytest.mark.usefixtures("engine"),
-    pytest.mark.filterwarnings(
-        "ignore:.torch.jit.script.*:DeprecationWarning"
-    ),  # torch's forward mode uses it
+    # Torch's own forward mode uses it.
+    pytest.mark.filterwarnings("ignore:.torch.jit.script.*:DeprecationWarning"),
 ]
 
 VARIANTS: dict[str, dict[str, Any]] = {

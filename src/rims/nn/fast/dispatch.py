@@ -71,9 +71,8 @@ def obstacle(cell: RIMCell, x: Tensor, h: Tensor, c: Tensor) -> str | None:
             return f"a {type(module).__name__} inside the cell"
         if "forward" in module.__dict__:
             return f"a replaced forward of a {type(module).__name__}"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"a hook on a {type(module).__name__}"
-        if module._backward_hooks or module._backward_pre_hooks:
+        forwards = module._forward_hooks or module._forward_pre_hooks
+        if forwards or module._backward_hooks or module._backward_pre_hooks:
             return f"a hook on a {type(module).__name__}"
         for weight in module._parameters.values():
             if weight is not None and (weight.dtype != dtype or weight.device != device):
