@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rims.cores.base import Core, CoreConfig, State
-from rims.nn.cell import check_positive
+from rims.nn.checks import check_positive
 from rims.tasks.base import Frames, Task, Tokens
 from rims.vision import FrameDecoder, FrameEncoder, SlotEncoder, StripEncoder
 

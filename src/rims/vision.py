@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from rims.nn.cell import check_positive
+from rims.nn.checks import check_positive
 from rims.tasks.base import Frames
 
 SHRINK = 8

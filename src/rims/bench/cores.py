@@ -15,7 +15,7 @@ from rims.bench.products import products_of
 from rims.cores import CORES, Core, CoreConfig, LSTMConfig
 from rims.cores.rim import RIMCore
 from rims.cores.sizes import Match, matched
-from rims.nn.cell import check_choice
+from rims.nn.checks import check_choice
 
 MODES: tuple[Mode, ...] = ("train", "forward", "step")
 MATCHES: dict[Match, str] = {"state": "state", "params": "parameters"}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rims.cores.base import CoreConfig, register
 from rims.cores.compiled import StepCore
-from rims.nn.cell import check_positive
+from rims.nn.checks import check_positive
 
 EPSILON = 1e-6
 """The released code's, in cosines and in the usage."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rims.cores.base import Core, CoreConfig, register
 from rims.cores.steps import run_steps
-from rims.nn.cell import check_positive
+from rims.nn.checks import check_positive
 
 
 class EntNetCore(Core):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rims.cores.base import Core, CoreConfig, register
-from rims.nn.cell import check_positive
+from rims.nn.checks import check_positive
 
 
 class FeedForwardCore(Core):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rims.cores.base import Core, CoreConfig, register
 from rims.cores.segments import run_segments
-from rims.nn.cell import check_positive
+from rims.nn.checks import check_positive
 
 
 class LSTMState(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rims.cores.base import CoreConfig, register
 from rims.cores.compiled import StepCore
-from rims.nn.cell import check_positive
+from rims.nn.checks import check_positive
 
 BLANK = 1e-6
 """What fresh memory holds."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rims.cores.base import Core, CoreConfig, register
 from rims.cores.steps import run_steps
-from rims.nn.cell import check_choice, check_positive
+from rims.nn.checks import check_choice, check_positive
 
 INPUT_BIAS, FORGET_BIAS = 0.0, 1.0
 """Added to the gates before the sigmoid: constants of the released code, not parameters."""

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rims.cores.base import Core, CoreConfig, register
-from rims.nn.cell import check_choice, check_positive
+from rims.nn.checks import check_choice, check_positive
 
 BASE = 10_000.0
 """Wavelengths of positions grow geometrically from 2 pi to 2 pi * BASE (Vaswani et al., 3.5)."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, SupportsIndex
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rims.nn.attention import Communication, InputAttention, Read
+from rims.nn.checks import check_choice, check_device, check_positive, split_state
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
 from rims.nn.selection import lesion_mask, select_active
 
@@ -415,40 +416,3 @@ class RIMCell(nn.Module):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)!r}"
         return text
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-def split_state(hx: object, cell: str, *names: str) -> tuple[Tensor, Tensor]:
-    """h and c of a state that a caller gave, h twice with GRU dynamics. Raises ValueError, with the ``names``
-    of both."""
-    if cell == "gru" and isinstance(hx, Tensor):
-        return hx, hx
-    parts = tuple(hx) if isinstance(hx, (tuple, list)) else ()
-    if cell == "lstm" and len(parts) == 2 and all(isinstance(part, Tensor) for part in parts):
-        return parts
-    given = "a tensor" if isinstance(hx, Tensor) else type(hx).__name__
-    if cell == "lstm" and parts:
-        given = f"({', '.join(type(part).__name__ for part in parts)})"
-    wanted = f"a pair ({', '.join(names)})" if cell == "lstm" else f"the tensor {names[0]}"
-    raise ValueError(f"hx is {given}; expected {wanted} for cell={cell!r}")
-
-
-def check_device(device: torch.device, **tensors: Tensor | None) -> None:
-    """Raise ValueError unless all are on the weights' ``device``: the fast path reads memory by address."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != device:
-            raise ValueError(f"{name} is on device {tensor.device}; expected the weights', {device}")
-
-
-def check_positive(**sizes: int) -> None:
-    """Raise ValueError unless every size is an integer of at least 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, SupportsIndex):
-            raise ValueError(f"{name} is {size!r}; expected an integer")
-        if size < 1:
-            raise ValueError(f"{name} is {size}; expected at least 1")

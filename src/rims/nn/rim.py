@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rims.nn.cell import RIMCell, check_device, split_state
+from rims.nn.cell import RIMCell
+from rims.nn.checks import check_device, split_state
 from rims.nn.fast import Backend, opaque, run_sequence, why_not
 from rims.nn.selection import lesion_mask
 from rims.nn.sequence import How, run_cell
