@@ -34,8 +34,9 @@ def dot_product(equation: str, query: Tensor, key: Tensor) -> Tensor:
     """Scaled dot products of ``[..., E]`` queries and keys, in float32 at least, under autocast too: RIMs are
     ranked by them."""
     dtype, device = torch.promote_types(query.dtype, torch.float32), query.device.type
-    has_autocast = torch.amp.is_autocast_available(device)  # the meta device has none
-    with torch.autocast(device, enabled=False) if has_autocast else nullcontext():
+    # The meta device has no autocast. Not by torch.amp.is_autocast_available: torch.compile of torch 2.8, the
+    # oldest that this package admits, cannot trace it.
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         return torch.einsum(equation, query.to(dtype), key.to(dtype)) / math.sqrt(query.shape[-1])
 
 
