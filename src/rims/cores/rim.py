@@ -143,8 +143,9 @@ class RIMConfig(CoreConfig):
     comm_value_size: int | None = None
     """Value size of a head; None: as the key size."""
 
-    comm_tanh: bool = False
-    """True: an LSTM RIM adds the tanh of what it hears, and its state stays bounded."""
+    comm_tanh: bool = True
+    """An LSTM RIM adds the tanh of what it hears, and its state stays bounded; False: the plain sum of the
+    paper's equation 5, which may diverge."""
 
     comm_topk: int | None = None
     """RIMs that one hears a head; None: all."""
