@@ -46,7 +46,7 @@ PROCESSES = 2 if DRY else 12
 
 CHECKS: dict[str, dict[str, Any]] = {
     "lstm": {},
-    "lstm, comm_tanh": {"comm_tanh": True},
+    "lstm, plain sum": {"comm_tanh": False},
     "gru": {"cell": "gru"},
     "no communication": {"communication": False},
     "no bias, 2 input heads": {"bias": False, "input_heads": 2, "input_value_size": 30},

@@ -156,6 +156,7 @@ CASES = {
     "gru": Case(
         {**PAPER_IN_SMALL, "cell": "gru"}, disabled=(1,), reverse=True, comm_dropout=True, input_dropout=True
     ),
+    "plain sum": Case({**PAPER_IN_SMALL, "comm_tanh": False}, length=9, batch=33),
     "alone": Case({**PAPER_IN_SMALL, "communication": False, "input_heads": 2}, length=1, batch=1),
     "paper": Case(
         {"input_size": 60, "hidden_size": 600, "num_rims": 6, "num_active": 4}, length=12, batch=20

@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "official": {"variant": "official"},
     "competition": {"selection": "competition"},
     "topk": {"comm_topk": 2},
-    "tanh, both ways": {"comm_tanh": True, "bidirectional": True},
+    "plain sum, both ways": {"comm_tanh": False, "bidirectional": True},
 }
 per_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 

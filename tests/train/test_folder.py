@@ -7,7 +7,9 @@ import os
 import pytest
 import torch
 
+from rims.cores import RIMConfig
 from rims.errors import UserError
+from rims.tasks import Copying
 from rims.train.checkpoint import load_model
 from rims.train.config import RunConfig
 from rims.train.fit import train
@@ -191,6 +193,14 @@ def test_a_folder_of_runs_stands_for_them(tmp_path, config):
 
 def test_configs_survive_json(config):
     assert RunConfig.from_json(json.loads(json.dumps(config().to_json()))) == config()
+
+
+def test_a_folder_of_before_an_option_has_what_was_done_then() -> None:
+    """RIMs added the plain sum before they could be told otherwise; today's default would resume another."""
+    data = RunConfig(Copying(), RIMConfig()).to_json()
+    assert RunConfig.from_json(data).core.comm_tanh
+    del data["core"]["comm_tanh"]
+    assert not RunConfig.from_json(data).core.comm_tanh
 
 
 def test_a_torn_last_row_is_left_out_and_a_damaged_one_named(run):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -143,8 +143,9 @@ class RIMConfig(CoreConfig):
     comm_value_size: int | None = None
     """Value size of a head; None: as the key size."""
 
-    comm_tanh: bool = False
-    """True: an LSTM RIM adds the tanh of what it hears, and its state stays bounded."""
+    comm_tanh: bool = field(default=True, metadata={"formerly": False})
+    """An LSTM RIM adds the tanh of what it hears, and its state stays bounded; False: the plain sum of the
+    paper's equation 5, which may diverge."""
 
     comm_topk: int | None = None
     """RIMs that one hears a head; None: all."""

@@ -20,8 +20,8 @@ sizes for as many updates as "small"; its sizes and updates."""
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
-DROPOUT = {"input_dropout": 0.1, "comm_dropout": 0.1}
-"""Of the paper's RIMs (Table 3)."""
+PAPER: dict[str, Any] = {"input_dropout": 0.1, "comm_dropout": 0.1, "comm_tanh": False}
+"""Of the paper's RIMs: Table 3, and the plain sum of equation 5."""
 
 
 MEMORY: dict[int, dict[str, dict[str, Any]]] = {
@@ -172,8 +172,8 @@ def budget(scale: Scale, updates: int, every: int, **options: Any) -> TrainingOp
 
 
 def rims(active: int, rims: int = 6, size: int = 600, **options: Any) -> RIMConfig:
-    """``active`` of ``rims`` RIMs of ``size`` units together, with the paper's dropout."""
-    return RIMConfig(hidden_size=size, num_rims=rims, num_active=active, **{**DROPOUT, **options})
+    """``active`` of ``rims`` RIMs of ``size`` units together, with the paper's dropout and its equation 5."""
+    return RIMConfig(hidden_size=size, num_rims=rims, num_active=active, **{**PAPER, **options})
 
 
 def later(scale: Scale, unit: int) -> RIMConfig:

@@ -18,7 +18,8 @@ COSTS = ("seeds", "live parameters", "FLOPs per step", "updates", "time")
 
 KEY = (
     "Rows: `rim-6-4` has 6 RIMs of which 4 are active; `lstm` has as many hidden units as it, `lstm-half` "
-    "half as many; `-state` and `-params` are other cores at its state size and at its number of parameters.",
+    "half as many; `-state` and `-params` are other cores at its state size and at its number of parameters. "
+    "LSTM RIMs add what they hear as equation 5 has it; `-tanh` its tanh, the layer's default.",
     "Live parameters are the whole model's: each of them gets a gradient. FLOPs are the core's, those of the "
     "matrix products of one step forward of one sequence. Time is a run's, mean over seeds, on machines that "
     "others used too.",

@@ -49,8 +49,8 @@ class RIMCell(nn.Module):
         num_rims: K, the number of RIMs (the paper's k_T).
         num_active: A, how many are active at each step (k_A).
         cell: dynamics, "lstm" or "gru".
-        variant: "paper" (the equations of v6: inactive RIMs are heard with the state they keep; the
-            attention's result is projected and added) or "official" (the released event-based code: all RIMs
+        variant: "paper" (v6: inactive RIMs are heard with the state they keep; the attention's result is
+            projected, bounded and added) or "official" (the released event-based code: all RIMs
             compute a candidate state and are heard with it, no gradient reaches an inactive candidate, the
             result is gated). With GRU dynamics the paper variant writes what was heard through the update
             gate and a tanh, see :meth:`_communicate`.
@@ -72,8 +72,9 @@ class RIMCell(nn.Module):
             official variant.
         comm_value_size: value size of a head; default as ``comm_key_size``.
         comm_tanh: an LSTM RIM of the paper variant adds the tanh of what it hears, and its state stays
-            within (-2, 2): the plain sum of equation 5 may grow without bound, see :meth:`_communicate`. A
-            GRU RIM always does, and so does the official variant.
+            within (-2, 2). False for the plain sum of equation 5, which may grow without bound and at the
+            paper's sizes mostly does, see :meth:`_communicate`. A GRU RIM always adds a tanh, and so does the
+            official variant.
         comm_topk: hear only this many RIMs a head; None hears all (2.4 calls sparse communication
             orthogonal).
         input_dropout, comm_dropout: on what was read from the input, and on the projected communication
@@ -112,7 +113,7 @@ class RIMCell(nn.Module):
         comm_heads: int = 4,
         comm_key_size: int | None = None,
         comm_value_size: int | None = None,
-        comm_tanh: bool = False,
+        comm_tanh: bool = True,
         comm_topk: int | None = None,
         input_dropout: float = 0.0,
         comm_dropout: float = 0.0,
@@ -351,9 +352,10 @@ class RIMCell(nn.Module):
         tanh: h = z * h + (1 - z) * (n + tanh(out)), which stays within max(2, |h_0|) for any weights.
 
         An LSTM's hidden state is made anew from its cell state whenever its RIM is active, and takes the
-        plain residual. That is not bounded either: a RIM that rests is heard with the sum that it keeps, so
-        sums build on sums, and large weights let them grow (docs/log.md). With ``comm_tanh`` it takes
-        h~ + tanh(out), within max(2, |h_0|).
+        plain residual with ``comm_tanh=False``. That is not bounded either: a RIM that rests is heard with
+        the sum that it keeps, so sums build on sums, and large weights let them grow; trained at the paper's
+        sizes it mostly diverges (docs/log.md). The default is therefore h~ + tanh(out), within
+        max(2, |h_0|).
         """
         if self.communication is None:
             return h_new, None

@@ -123,7 +123,9 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
-        """Inverse of :meth:`to_json`. Raises UserError naming an unknown task, core or option."""
+        """Inverse of :meth:`to_json`. An option that was written without, as it did not exist yet, has its
+        default, or what its field's metadata say was done ``formerly``. Raises UserError naming an unknown
+        task, core or option."""
         task = _pick("task", TASKS, data)
         core = _pick("core", CORES, data)
         return cls(
@@ -147,8 +149,9 @@ def _build(what: str, kind: Any, values: dict[str, Any]) -> Any:
     unknown = sorted(set(values) - known)
     if unknown:
         raise UserError(f"{what} has no option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    former = {f.name: f.metadata["formerly"] for f in dataclasses.fields(kind) if "formerly" in f.metadata}
     lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return kind(**lists_as_tuples)
+        return kind(**{**former, **lists_as_tuples})
     except (TypeError, ValueError) as error:
         raise UserError(f"{what}: {str(error).splitlines()[0]}") from error
