@@ -22,7 +22,8 @@ from rims.train.folder import Run
 from .helpers import rows
 
 CORES = {
-    "rim": {"hidden_size": 12, "num_rims": 3, "num_active": 2},
+    # The command takes the default, true; a file without the option is one of before it.
+    "rim": {"hidden_size": 12, "num_rims": 3, "num_active": 2, "comm_tanh": True},
     "lstm": {"hidden_size": 5},
 }
 TASKS = {
