@@ -18,7 +18,7 @@ from rims.experiments.reproduce import plan
 
 ROOT = Path(__file__).parents[2]
 HALF = "±\N{NO-BREAK SPACE}"
-CONFIG = {"task": {"name": "digits"}, "core": {"name": "rim"}, "model": {}, "training": {}}
+CONFIG = {"task": {"name": "digits"}, "core": {"name": "rim"}, "model": {}, "training": {"updates": 10}}
 
 
 def run_of(seed: int, accuracy: float, **options: Any) -> dict[str, Any]:
@@ -245,8 +245,27 @@ def test_what_the_paper_claims_and_is_not_seen_is_said() -> None:
 
     missed = f"Published and not seen here: rim at resolution 8 (0.500 {HALF}0.000, published 0.100)."
     assert missed in of(0.5, 0.1, "paper")
-    assert not any("not seen" in note for note in of(0.5, 0.7, "paper") + of(0.504, 0.5, "paper"))
+    assert f"Better here than published: rim at resolution 8 (0.500 {HALF}0.000, published 0.700)." in of(
+        0.5, 0.7, "paper"
+    )
+    assert not any("not seen" in note or "Better" in note for note in of(0.504, 0.5, "paper"))
     assert not any("not seen" in note for note in of(0.5, 0.1, "small"))
+
+
+def test_fewer_updates_than_the_papers_are_said() -> None:
+    def of(updates: int | None) -> list[str]:
+        planned = next(arm for arm in plan("copying", "paper", updates=updates).arms if arm.name == "lstm")
+        run = run_of(0, 0.0, test={"50": {"metrics": {"recall_cross_entropy": 0.5}}}, best_validation={})
+        arm = arm_of("lstm", run, config=planned.config.to_json(), published={"50": 0.0})
+        return tables.notes(
+            summary_of(arm, metrics=["recall_cross_entropy"], experiment="copying", scale="paper")
+        )
+
+    assert any(note.startswith("Published and not seen here: lstm at") for note in of(None))
+    assert any(
+        note.startswith("Published and not seen here, by fewer updates than the paper's: lstm at")
+        for note in of(100)
+    )
 
 
 def test_rows_have_the_experiments_order_and_what_lacks_or_differs_is_said() -> None:

@@ -204,21 +204,37 @@ def notes(summary: dict[str, Any]) -> list[str]:
 
 
 def _missed(summary: dict[str, Any]) -> Iterator[str]:
-    """Published numbers that are not reached at the paper's sizes."""
+    """Published numbers that the paper's sizes do not show: not reached, or surpassed by what is to fail."""
     metric = summary["metrics"][0]
     sign, last_digit = (1, 0.0005) if words.is_score(metric) else (-1, 0.005)
-    found = []
+    worse, better = [], []
     for arm in arms(summary):
         for condition, published in arm["published"].items():
             ours = _estimate(arm, metric, int(condition))
-            if ours and sign * (published - ours.mean) > (ours.half_width or 0.0) + last_digit:
-                found.append(
+            if ours and abs(published - ours.mean) > (ours.half_width or 0.0) + last_digit:
+                (worse if sign * (published - ours.mean) > 0 else better).append(
                     f"{arm['name']} at {summary['condition']} {label(summary, condition)} "
                     f"({words.with_spread(metric, ours)}, published {words.value(metric, published)})"
                 )
-    if found:
-        few = "" if summary["scale"] == "paper" else ", by far fewer updates than the paper's"
-        yield f"Published and not seen here{few}: {'; '.join(found)}."
+    if not worse and not better:
+        return
+    few = ", by fewer updates than the paper's" if _shortened(summary) else ""
+    if worse:
+        yield f"Published and not seen here{few}: {'; '.join(worse)}."
+    if better:
+        yield f"Better here than published{few}: {'; '.join(better)}."
+
+
+def _shortened(summary: dict[str, Any]) -> bool:
+    """Whether an arm had fewer updates than the paper's."""
+    if summary["experiment"] not in EXPERIMENTS:
+        return False
+    papers = {arm.name: arm.config for arm in plan(summary["experiment"], "paper").arms}
+    return any(
+        arm["config"]["training"]["updates"] < papers[arm["name"]].training.updates
+        for arm in summary["arms"]
+        if arm["name"] in papers
+    )
 
 
 def _not_shown(summary: dict[str, Any]) -> Iterator[str]:
