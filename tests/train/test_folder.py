@@ -186,6 +186,11 @@ def test_a_folder_of_runs_stands_for_them(tmp_path, config):
     (tmp_path / "grid" / "summary.json").write_text("{}")
     (tmp_path / "grid" / "empty").mkdir()
     assert runs_in([tmp_path / "grid", paths[0]]) == [paths[1], paths[0], paths[0]]
+    (tmp_path / "grid" / "report.html").touch()
+    beside = [tmp_path / "grid" / name for name in ("report.html", "summary.json")]
+    assert runs_in([*beside, *paths]) == paths
+    with pytest.raises(UserError, match=r"config\.json is no run folder: it is a file"):
+        runs_in([paths[0] / "config.json"])
     for path in (tmp_path / "grid" / "empty", tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"{path.name} is no run folder"):
             runs_in([path])

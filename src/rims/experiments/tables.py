@@ -207,7 +207,8 @@ def _missed(summary: dict[str, Any]) -> Iterator[str]:
     """Published numbers that the paper's sizes do not show: not reached, or surpassed by what is to fail."""
     metric = summary["metrics"][0]
     sign, last_digit = (1, 0.0005) if words.is_score(metric) else (-1, 0.005)
-    worse, better = [], []
+    worse: list[str] = []
+    better: list[str] = []
     for arm in arms(summary):
         for condition, published in arm["published"].items():
             ours = _estimate(arm, metric, int(condition))

@@ -31,6 +31,9 @@ from rims.train.config import RunConfig
 FORMAT = 1
 """Version of the run folder; a folder of another version is refused."""
 
+BESIDE_RUNS = ("report.html", "summary.json")
+"""Files that commands write into a folder of runs."""
+
 
 class Run:
     """A run folder. ``Run.create`` starts one, ``Run.open`` reads one."""
@@ -58,7 +61,8 @@ class Run:
         """Read the folder. Raises UserError when it is missing, half-written or of another version."""
         path = Path(path)
         if not path.is_dir():
-            raise UserError(f"{path} is no run folder: it does not exist")
+            what = "is a file" if path.exists() else "does not exist"
+            raise UserError(f"{path} is no run folder: it {what}")
         data = cls._read(path, "config.json")
         if data is None:
             raise UserError(f"{path} is no run folder: it has no config.json")
@@ -137,10 +141,13 @@ class Run:
 def runs_in(paths: Iterable[Path]) -> list[Path]:
     """The run folders among ``paths``, and of a folder of run folders, those in it, by name.
 
-    Raises UserError for a path that is neither.
+    The page and summary that are written beside runs are passed over: ``runs/*`` can be given again.
+    Raises UserError for a path that is none of these.
     """
     found: list[Path] = []
     for path in paths:
+        if path.name in BESIDE_RUNS and path.is_file() and not (path.parent / "config.json").exists():
+            continue
         inside = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))
         found += [config.parent for config in inside] or [Run.open(path).path]
     return found
