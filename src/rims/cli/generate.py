@@ -20,6 +20,7 @@ from rich.progress import Progress
 from rims.cli.options import choice
 from rims.errors import UserError
 from rims.tasks import Balls
+from rims.train.guards import handling
 
 GENERATED: dict[str, Any] = {Balls.name: Balls}
 """The tasks whose sequences can be written to a file."""
@@ -86,16 +87,3 @@ def counting(total: int) -> Iterator[Callable[[int], None]]:
 
         with handling(signal.SIGINT, ask):
             yield done
-
-
-@contextlib.contextmanager
-def handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """With a signal's handler, where this thread may have one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

@@ -19,6 +19,7 @@ from rims.experiments.grid import Evaluation, UnexpectedError, not_done, run_one
 from rims.experiments.watch import POLL_SECONDS, Watch, progress
 from rims.tasks.files import ENVIRONMENT
 from rims.train.config import RunConfig, TrainingOptions
+from rims.train.guards import terminated_as_by_ctrl_c
 
 # Ray reads these when it is imported.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports its use to its makers: no user of rims was asked
@@ -31,7 +32,7 @@ CONNECT_SECONDS = 20.0
 """How long a cluster has to answer; Ray itself would try for minutes."""
 
 STOP_SECONDS = 30.0
-"""How long runs have, after Ctrl-C, to write a checkpoint."""
+"""How long runs have, after Ctrl-C or SIGTERM, to write a checkpoint."""
 
 STORE_BYTES = 80 * 2**20
 """Ray's shared memory, about the least that it takes: only configurations pass through it."""
@@ -74,7 +75,8 @@ def run_on_ray(
             pending[found] = folder
         failed: dict[Path, str] = {}
         try:
-            _follow(ray, pending, open_runs, retries, failed)
+            with terminated_as_by_ctrl_c():
+                _follow(ray, pending, open_runs, retries, failed)
         except KeyboardInterrupt as error:
             for reference in pending:
                 ray.cancel(reference)  # as Ctrl-C would: a run stops after its update, with a checkpoint

@@ -24,7 +24,7 @@ from rims.train.config import RunConfig
 from rims.train.evaluate import evaluate
 from rims.train.fit import train
 from rims.train.folder import Run, write_file
-from rims.train.guards import disk_errors
+from rims.train.guards import disk_errors, terminated_as_by_ctrl_c
 from rims.train.versions import commit
 
 FAILURE = "failure.txt"
@@ -58,7 +58,8 @@ def run_grid(
     core). What was stopped goes on where it was; what is done is left alone.
 
     A run that fails does not stop the others: returns what went wrong, by folder. Raises UserError for
-    folders that hold other runs; Interrupted, naming the command ``again``, after Ctrl-C.
+    folders that hold other runs; Interrupted, naming the command ``again``, after Ctrl-C or SIGTERM, once
+    each run has ended its update and saved it.
     """
     open_runs = not_done(configs, testing)
     if not open_runs:
@@ -66,7 +67,8 @@ def run_grid(
     workers = min(len(open_runs), workers or os.cpu_count() or 1)
     # Fresh processes, because a process that has used its threads cannot be forked safely.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool, terminated_as_by_ctrl_c():
         futures = {folder: pool.submit(_run, config, folder, testing) for folder, config in open_runs.items()}
         try:
             with Watch(open_runs) as watch:
@@ -77,6 +79,8 @@ def run_grid(
                     watch.show(running, [folder for folder, future in futures.items() if future.done()])
             return {folder: text for folder, future in futures.items() if (text := future.result())}
         except (KeyboardInterrupt, Interrupted, BrokenProcessPool) as error:
+            for process in {*multiprocessing.active_children()} - others:
+                process.terminate()  # not all were told: a terminal tells all processes, kill tells one
             pool.shutdown(cancel_futures=True)
             raise Interrupted(f"stopped; to go on: {again}") from error
 

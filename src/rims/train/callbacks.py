@@ -135,11 +135,17 @@ class Measurements(Callback):
             logger.log_metrics(tags, step=update)
 
 
+ONE_REQUEST_SECONDS = 1.0
+"""Signals of so short a time are one request: a terminal or a scheduler tells all processes, and the one that
+started this one passes it on."""
+
+
 class StopOnSignal(Callback):
-    """Ctrl-C or a scheduler's SIGTERM ends training after the update at hand; a second, at once."""
+    """Ctrl-C or a scheduler's SIGTERM ends training after the update at hand; a second request, at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.asked_at = math.inf
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,8 +154,11 @@ class StopOnSignal(Callback):
                 self.handlers[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
+        if time.monotonic() - self.asked_at > ONE_REQUEST_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
+        elif not self.asked:
+            self.asked, self.asked_at = True, time.monotonic()
 
     def _restore(self) -> None:
         for number, handler in self.handlers.items():

@@ -1,12 +1,15 @@
-"""What surrounds the work: errors of the disk and of workers in one line, and Lightning without its
+"""What surrounds the work: errors of the disk and of workers in one line, signals, and Lightning without its
 announcements."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from rims.errors import UserError, WorkError
 from rims.train.folder import Run
@@ -40,6 +43,30 @@ def worker_errors(run: Run) -> Iterator[None]:
             raise
         line = str(error).partition("\n")[0].rstrip(". ")
         raise WorkError(f"{line}; to go on from the last checkpoint: rims resume {run.path}") from error
+
+
+@contextlib.contextmanager
+def handling(number: int, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """With a signal's handler, where this thread may have one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def terminated_as_by_ctrl_c() -> Iterator[None]:
+    """A scheduler's SIGTERM raises KeyboardInterrupt, for who leaves in good order then."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with handling(signal.SIGTERM, stop):
+        yield
 
 
 @contextlib.contextmanager
