@@ -75,7 +75,7 @@ def test_an_unknown_option_is_a_type_error_as_everywhere() -> None:
 
 T3 = torch.zeros(1, 3, 24)
 WRONG_CALLS = [
-    ({"inputs": "slots"}, (4, 3, 5), {"mask": torch.ones(4, 2) > 0}, "mask has shape (4, 1, 2)"),
+    ({"inputs": "slots"}, (4, 3, 5), {"mask": torch.ones(4, 2) > 0}, "torch.bool; expected bool [4, 3]"),
     ({"inputs": "slots"}, (4, 3, 7, 6), {}, "expected [T, B, slots, 5]"),
     ({"inputs": "private"}, (4, 3, 7, 5), {}, "expected [T, B, 6, 5]"),
     ({"cell": "gru"}, (4, 3, 5), {"hx": (T3, T3)}, "hx is tuple; expected the tensor h0"),
@@ -89,6 +89,12 @@ WRONG_CALLS = [
     ({"num_layers": 2}, (4, 3, 5), {"hx": (T3, T3)}, "h0 has shape (1, 3, 24); expected [2, 3, 24]"),
     ({}, (4, 3, 5), {"reset": torch.zeros(3, 4) > 0}, "shape (3, 4), torch.bool; expected bool [4, 3]"),
     ({}, (4, 3, 5), {"reset": torch.zeros(4, 3)}, "shape (4, 3), torch.float32; expected bool [4, 3]"),
+    ({"batch_first": True}, (3, 4, 6), {}, "x has shape (3, 4, 6); expected [B, T, 5]"),
+    ({"batch_first": True}, (3, 0, 5), {}, "x has shape (3, 0, 5); expected at least one time step"),
+    ({"batch_first": True}, (3, 4, 5), {"reset": torch.zeros(4, 3) > 0}, "bool; expected bool [3, 4]"),
+    ({}, (4, 6), {}, "x has shape (4, 6); expected [T, 5]"),
+    ({}, (4, 5), {"reset": torch.zeros(4, 1) > 0}, "reset has shape (4, 1), torch.bool; expected bool [4]"),
+    ({}, (4, 5), {"hx": (T3, T3)}, "h0 has shape (1, 3, 24); expected [1, 24]"),
     ({}, (4, 3, 5), {"disabled": [6]}, "disabled names RIM 6; expected 0 to 5"),
     ({}, (4, 3, 5), {"disabled": range(6)}, "disabled names all 6 RIMs; expected at least one to be left"),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rims.nn.attention import Communication, InputAttention, Read
-from rims.nn.checks import check_choice, check_device, check_positive, split_state
+from rims.nn.checks import check_choice, check_device, check_positive, check_shape, split_state
 from rims.nn.dynamics import GRUDynamics, LSTMDynamics
 from rims.nn.selection import lesion_mask, select_active
 
@@ -261,24 +261,18 @@ class RIMCell(nn.Module):
         Returns:
             The next state, in the form of ``hx``.
         """
-        state = None if hx is None else split_state(hx, self.cell, "h", "c")
         unbatched = x.dim() == (1 if self.inputs == "vector" else 2)
-        if unbatched:
-            x, mask = x[None], None if mask is None else mask[None]
-            state = None if state is None else (state[0][None], state[1][None])
-        self.check_input(x, 1, mask)
-        if state is None:
-            h = c = x.new_zeros(x.shape[0], self.hidden_size, dtype=self.dynamics.weight_hh.dtype)
+        self.check_input(x, "" if unbatched else "B", mask)
+        shape = (self.hidden_size,) if unbatched else (x.shape[0], self.hidden_size)
+        if hx is None:
+            h = c = x.new_zeros(shape, dtype=self.dynamics.weight_hh.dtype)
         else:
-            h, c = state
+            h, c = split_state(hx, self.cell, "h", "c")
         check_device(x.device, h=h, c=c)
         self.check_state_dtype(h=h, c=c)
-        for name, part in (("h", h), ("c", c)):
-            if part.shape != (x.shape[0], self.hidden_size):
-                raise ValueError(
-                    f"{name} has shape {tuple(part.shape)}; expected {[x.shape[0], self.hidden_size]}"
-                    + " (without the 1 for a single row)" * unbatched
-                )
+        check_shape(shape, h=h, c=c)
+        if unbatched:
+            x, h, c, mask = x[None], h[None], c[None], None if mask is None else mask[None]
         h, c, _ = self.step(x, h, c, mask, lesion_mask(disabled, self.num_rims, x.device))
         if unbatched:
             h, c = h[0], c[0]
@@ -369,21 +363,20 @@ class RIMCell(nn.Module):
             out, attention = self.communication(torch.where(is_active, h_new, h_new.detach()), disabled)
         return h_new + out, torch.where(is_active[:, None], attention, 0.0)
 
-    def check_input(self, x: Tensor, batch_dims: int, mask: Tensor | None = None) -> None:
-        """Raise ValueError unless ``x`` is ``[..., I]`` after ``batch_dims`` leading dimensions (with slots
-        ``[..., S, I]``), in the cell's dtype and on its device."""
-        wrong = (
-            x.dim() != batch_dims + (1 if self.inputs == "vector" else 2) or x.shape[-1] != self.input_size
-        )
+    def check_input(self, x: Tensor, leading: str, mask: Tensor | None = None) -> None:
+        """Raise ValueError unless ``x`` is ``[..., I]`` after as many dimensions as ``leading`` has letters,
+        their names (with slots ``[..., S, I]``), in the cell's dtype and on its device."""
+        dims = len(leading) + (1 if self.inputs == "vector" else 2)
+        wrong = x.dim() != dims or x.shape[-1] != self.input_size
         if wrong or (self.inputs == "private" and x.shape[-2] != self.num_rims):
             expected = {
                 "vector": f"{self.input_size}]",
                 "slots": f"slots, {self.input_size}]",
                 "private": f"{self.num_rims}, {self.input_size}]",
             }[self.inputs]
-            leading = "[" + "".join(f"{name}, " for name in ("T", "B")[2 - batch_dims :])
+            before = "[" + "".join(f"{name}, " for name in leading)
             raise ValueError(
-                f'x has shape {tuple(x.shape)}; expected {leading}{expected} for inputs="{self.inputs}"'
+                f'x has shape {tuple(x.shape)}; expected {before}{expected} for inputs="{self.inputs}"'
             )
         check_device(self.dynamics.weight_hh.device, x=x, mask=mask)
         dtype = self.dynamics.weight_hh.dtype

@@ -30,6 +30,13 @@ def check_device(device: torch.device, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} is on device {tensor.device}; expected the weights', {device}")
 
 
+def check_shape(shape: tuple[int, ...], **tensors: Tensor) -> None:
+    """Raise ValueError unless all have this ``shape``."""
+    for name, tensor in tensors.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {list(shape)}")
+
+
 def split_state(hx: object, cell: str, *names: str) -> tuple[Tensor, Tensor]:
     """h and c of a state that a caller gave, h twice with GRU dynamics. Raises ValueError, with the ``names``
     of both."""

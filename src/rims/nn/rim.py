@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rims.nn.cell import RIMCell
-from rims.nn.checks import check_device, split_state
+from rims.nn.checks import check_device, check_shape, split_state
 from rims.nn.fast import Backend, opaque, run_sequence, why_not
 from rims.nn.selection import lesion_mask
 from rims.nn.sequence import How, run_cell
@@ -176,7 +175,8 @@ class RIM(nn.Module):
             padded, lengths = pad_packed_sequence(x)
             steps = torch.arange(len(padded))[:, None]
             valid = (steps < lengths).to(padded.device)
-            y, state, traces = self._run(padded, hx, reset, None, valid, disabled, return_trace)
+            start = self._checked(padded, hx, reset, None, "TB")
+            y, state, traces = self._run(padded, start, reset, None, valid, disabled, return_trace)
             if x.sorted_indices is not None:
                 y, lengths = y[:, x.sorted_indices], lengths[x.sorted_indices.cpu()]
             packed = pack_padded_sequence(y, lengths)
@@ -191,15 +191,14 @@ class RIM(nn.Module):
                 f"inputs={inputs!r}, or {batched_dims - 1} for a single sequence"
             )
         unbatched = x.dim() == batched_dims - 1
+        start = self._checked(x, hx, reset, mask, "T" if unbatched else "BT" if self.batch_first else "TB")
         if unbatched:
             x, reset, mask = (None if t is None else t.unsqueeze(1) for t in (x, reset, mask))  # type: ignore[assignment]
-            if hx is not None:
-                h0, c0 = split_state(hx, self.first.cell, "h0", "c0")
-                hx = h0.unsqueeze(1) if isinstance(hx, Tensor) else (h0.unsqueeze(1), c0.unsqueeze(1))
+            start = start[0].unsqueeze(1), start[1].unsqueeze(1)
         elif self.batch_first:
             x, reset, mask = (None if t is None else t.transpose(0, 1) for t in (x, reset, mask))  # type: ignore[assignment]
         assert isinstance(x, Tensor)
-        y, state, traces = self._run(x, hx, reset, mask, None, disabled, return_trace)
+        y, state, traces = self._run(x, start, reset, mask, None, disabled, return_trace)
         if unbatched:
             y = y.squeeze(1)
             state = (
@@ -209,10 +208,39 @@ class RIM(nn.Module):
             y = y.transpose(0, 1)
         return (y, state, traces) if return_trace else (y, state)
 
-    def _run(
+    def _checked(
         self,
         x: Tensor,
         hx: tuple[Tensor, Tensor] | Tensor | None,
+        reset: Tensor | None,
+        mask: Tensor | None,
+        layout: str,
+    ) -> tuple[Tensor, Tensor]:
+        """The initial h and c, ``[L, B, H]`` or ``[L, H]``. Raises ValueError for arguments that do not fit,
+        with shapes as they were given: the first dimensions are those that ``layout`` names."""
+        first = self.first
+        first.check_input(x, layout, mask)
+        sizes = dict(zip(layout, x.shape))
+        if not sizes["T"]:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one time step")
+        leading = list(sizes.values())
+        if reset is not None and (list(reset.shape) != leading or reset.dtype != torch.bool):
+            raise ValueError(f"reset has shape {tuple(reset.shape)}, {reset.dtype}; expected bool {leading}")
+        rows = (sizes["B"],) if "B" in sizes else ()
+        shape = (self.num_layers * self.num_directions, *rows, self.hidden_size)
+        if hx is None:
+            h0 = c0 = x.new_zeros(shape, dtype=first.dynamics.weight_hh.dtype)
+        else:
+            h0, c0 = split_state(hx, first.cell, "h0", "c0")
+        check_shape(shape, h0=h0, c0=c0)
+        check_device(x.device, reset=reset, h0=h0, c0=c0)
+        first.check_state_dtype(h0=h0, c0=c0)
+        return h0, c0
+
+    def _run(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, Tensor],
         reset: Tensor | None,
         mask: Tensor | None,
         valid: Tensor | None,
@@ -222,16 +250,6 @@ class RIM(nn.Module):
         """All layers and directions over ``x [T, B, ...]``; rows stand still where ``valid [T, B]`` is
         false."""
         first = self.first
-        first.check_input(x, 2, mask)
-        if not len(x):
-            raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one time step")
-        if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
-            raise ValueError(
-                f"reset has shape {tuple(reset.shape)}, {reset.dtype}; expected bool {list(x.shape[:2])}"
-            )
-        state = self._initial_state(hx, x)
-        check_device(x.device, reset=reset, h0=state[0], c0=state[1])
-        first.check_state_dtype(h0=state[0], c0=state[1])
         h0, c0 = (part.unbind() for part in state)
         removed = lesion_mask(disabled, first.num_rims, x.device)
         last_h, last_c, traces = [], [], []
@@ -270,22 +288,6 @@ class RIM(nn.Module):
         if self.backend == "fast":
             raise ValueError(f'backend is "fast", which does not cover {obstacle}; expected "auto"')
         return run_cell
-
-    def _initial_state(
-        self, hx: tuple[Tensor, Tensor] | Tensor | None, x: Tensor
-    ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "L B H"]]:
-        shape = (self.num_layers * self.num_directions, x.shape[1], self.hidden_size)
-        first = self.first
-        if hx is None:
-            zeros = x.new_zeros(shape, dtype=first.dynamics.weight_hh.dtype)
-            return zeros, zeros
-        h0, c0 = split_state(hx, first.cell, "h0", "c0")
-        for name, part in (("h0", h0), ("c0", c0)):
-            if part.shape != shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(part.shape)}; expected {list(shape)} (without B if unbatched)"
-                )
-        return h0, c0
 
     def extra_repr(self) -> str:
         text = self.first.extra_repr()
