@@ -46,11 +46,14 @@ def test_a_signal_ends_runs_with_a_checkpoint_of_their_last_update(
     )
     run = folder / "core.hidden_size=4-0"
     rows = run / "metrics.jsonl"
-    while not (rows.exists() and rows.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.01)
-    told(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    try:
+        while not (rows.exists() and rows.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        told(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # leave nothing that trains on
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "rims: stopped; to go on: the same command"
     assert "Traceback" not in err
