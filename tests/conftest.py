@@ -58,9 +58,10 @@ def official_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     return Path(folder)
 
 
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    """The package alone, as its users have it; the tests' own run-time checks would refuse first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
+@pytest.fixture(autouse=True)
+def shape_checks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On, but for tests marked ``without_shape_checks``."""
+    without = request.node.get_closest_marker("without_shape_checks") is not None
+    jaxtyping.config.update("jaxtyping_disable", without)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -74,7 +74,7 @@ def test_released_init_is_uniform_within_a_tenth() -> None:
     assert SequenceModel(TASK, LSTMConfig(hidden_size=50), 40).encoder.weight.std() > 0.9
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -89,7 +89,7 @@ def test_wrong_options(options, message) -> None:
         SequenceModel(TASK, LSTMConfig(hidden_size=7), **options)
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_fewer_numbers_than_channels() -> None:
     with pytest.raises(ValueError, match="input_size is 2; expected at least 3, one number for each channel"):
         SequenceModel(SequentialCIFAR(), LSTMConfig(hidden_size=7), 2)

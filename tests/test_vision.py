@@ -121,7 +121,7 @@ def test_slots_are_positions_and_know_their_place() -> None:
     torch.testing.assert_close(encoder(x)[0, 0, 5], one)
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 @pytest.mark.parametrize(
     ("make", "message"),
     [

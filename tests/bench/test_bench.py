@@ -89,6 +89,7 @@ def test_the_peak_is_plausible() -> None:
     assert 1e8 < matmul_peak(CPU, torch.float32, size=256) < 1e15
 
 
+@pytest.mark.without_shape_checks
 def test_the_whole_as_json_and_markdown(tmp_path, capsys, monkeypatch) -> None:
     def of_one(make: Any, arguments: tuple[Any, ...], device: torch.device) -> int | None:
         """Each takes a process of its own, seconds; "unknown" is a value too."""
@@ -119,6 +120,7 @@ def test_the_whole_as_json_and_markdown(tmp_path, capsys, monkeypatch) -> None:
         assert f"| {row['name']} | {1e3 * row['timing']['seconds']:.4g} |" in printed
 
 
+@pytest.mark.without_shape_checks
 def test_all_cores_as_json_and_markdown(tmp_path, capsys) -> None:
     small = "--setting.steps 3 --setting.batch 2 --setting.input-size 8 --setting.hidden-size 24"
     file = tmp_path / "cores.json"

@@ -229,7 +229,7 @@ def test_on_a_gpu_as_on_the_cpu(core: Core) -> None:
     torch.testing.assert_close(core(x.cuda(), reset=reset.cuda())[0].cpu(), expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_wrong_inputs(core: Core) -> None:
     x = inputs(core)
     several = {"vector": "", "slots": "slots, ", "private": f"{core.num_inputs}, "}[core.inputs]
@@ -243,7 +243,7 @@ def test_wrong_inputs(core: Core) -> None:
         core(x, reset=torch.zeros(4, 9, dtype=torch.bool))
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_wrong_states(core: Core) -> None:
     """None is broadcast over the batch, nor taken for one of another kind."""
     x = inputs(core)
@@ -269,7 +269,7 @@ def test_wrong_input_sizes(config: CoreConfig, size: int) -> None:
         config.build(size)
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_each_rim_has_its_private_input_and_no_more() -> None:
     core = CORES["rim"](hidden_size=24, inputs="private").build(INPUT)
     with pytest.raises(ValueError, match=r"x has shape \(2, 3, 5, 5\); expected \[T, B, 6, 5\]"):

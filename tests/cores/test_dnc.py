@@ -367,7 +367,7 @@ def test_sizes_by_hand() -> None:
         ({"clip": 0.5}, "clip is 0.5; expected at least 1"),
     ],
 )
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_config_errors_name_the_option(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DNCConfig(**options).build(INPUT)

@@ -149,7 +149,7 @@ def test_sizes_by_hand() -> None:
         ({"candidate": "tanh"}, "candidate is 'tanh'; expected 'linear' or 'positive'"),
     ],
 )
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MinGRUConfig(**options).build(4)

@@ -291,7 +291,7 @@ def test_sizes_below_one_are_refused(option: str) -> None:
         RMCConfig(**{option: 0}).build(5)
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_an_unknown_gate_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^gate is 'soft'; expected one of 'unit', 'memory', 'none'$"):
         RMCConfig(gate="soft").build(5)

@@ -122,7 +122,7 @@ def test_a_state_that_does_not_depend_on_the_size() -> None:
         matched(FixedConfig(), LSTMConfig(hidden_size=1), 3, "state")
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_an_unknown_match() -> None:
     with pytest.raises(ValueError, match="match is 'flops'; expected 'state' or 'params'"):
         matched(LSTMConfig(), RIMConfig(), 600, "flops")

@@ -162,7 +162,7 @@ def test_sizes_by_hand() -> None:
         ({"forget_gate": "relu"}, "forget_gate is 'relu'; expected 'sigmoid' or 'exp'"),
     ],
 )
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SLSTMConfig(**options).build(4)

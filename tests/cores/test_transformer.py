@@ -320,7 +320,7 @@ def test_sizes_below_one_are_refused(option: str) -> None:
         small(**{option: 0})
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_wrong_options_and_states_are_refused() -> None:
     message = r"^positions is 'learned'; expected one of 'rotary', 'sinusoidal', 'none'$"
     with pytest.raises(ValueError, match=message):

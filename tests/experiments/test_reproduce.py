@@ -17,7 +17,7 @@ from rims.cores import CORES
 from rims.cores.sizes import measure
 from rims.errors import UserError
 from rims.experiments.grid import Evaluation, is_done, run_grid
-from rims.experiments.reproduce import EXPERIMENTS, SCALES, plan, reproduce
+from rims.experiments.reproduce import EXPERIMENTS, SCALES, SMOKE_SEQUENCES, plan, reproduce
 from rims.report.masking import mask
 from rims.train.config import RunConfig
 from rims.train.folder import Run
@@ -177,7 +177,7 @@ def test_the_masking_study_removes_each_rim_also_of_runs_that_stand(tmp_path: Pa
     out = capsys.readouterr().out
     assert "at the training condition, with one RIM removed at a time" in out
     run = Run.open(tmp_path / "rim-4-2-0")
-    expected = mask(run, None, 512, "best", "cpu")
+    expected = mask(run, None, SMOKE_SEQUENCES, "best", "cpu")
     (seed,) = json.loads((tmp_path / "summary.json").read_text())["arms"][0]["runs"]
     assert [*seed["lesions"]] == ["none", "0", "1", "2", "3"]
     for rim, metrics in expected.items():

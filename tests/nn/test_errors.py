@@ -49,7 +49,7 @@ WRONG_CHOICES = [
 ]
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 @pytest.mark.parametrize(("options", "message"), WRONG_CHOICES, ids=[str(o) for o, _ in WRONG_CHOICES])
 def test_wrong_choices(options, message) -> None:
     with pytest.raises(ValueError, match=message):
@@ -141,7 +141,7 @@ def test_wrong_devices_and_dtypes(steps: int) -> None:
         rim(x)
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 @pytest.mark.parametrize("shape", [(4, 3, 5), (4, 5)])
 def test_half_a_state(shape) -> None:
     with pytest.raises(ValueError, match=r"hx is \(Tensor, NoneType\); expected a pair \(h0, c0\)"):
@@ -150,7 +150,7 @@ def test_half_a_state(shape) -> None:
         RIM(5, 24)(torch.zeros(shape), [T3])
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 def test_disabled_is_indices() -> None:
     rim, x = RIM(5, 24), torch.randn(3, 2, 5)
     wanted = rim(x, disabled=[1, 4])[0]

@@ -131,6 +131,7 @@ def arguments(
     )
 
 
+@pytest.mark.without_shape_checks
 @settings(max_examples=200, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(options, calls)
 def test_equal_in_float64(options: dict[str, Any], call: dict[str, Any]) -> None:

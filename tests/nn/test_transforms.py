@@ -53,6 +53,7 @@ def close(a: Any, b: Any) -> None:
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.without_shape_checks
 @per_variant
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_second_derivatives_equal_finite_differences(options: dict[str, Any], dropout: float) -> None:
@@ -85,6 +86,7 @@ def penalised(rim: RIM, x: Tensor, **call: Any) -> dict[str, Tensor]:
     return dict(zip(names, found))
 
 
+@pytest.mark.without_shape_checks
 @settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(rim_options(), st.booleans(), st.booleans(), st.integers(0, 10**6))
 def test_a_penalty_on_gradients_counts(options: dict[str, Any], reset: bool, deep: bool, seed: int) -> None:

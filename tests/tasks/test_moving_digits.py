@@ -162,7 +162,8 @@ def test_wrong_options_are_named():
         MovingDigits(source="digits").examples("test", torch.arange(2), 0)
 
 
-def test_an_unknown_source_is_refused(without_shape_checks):
+@pytest.mark.without_shape_checks
+def test_an_unknown_source_is_refused():
     with pytest.raises(ValueError, match="source is 'letters'; expected 'mnist' or 'digits'"):
         MovingDigits(source="letters")
 

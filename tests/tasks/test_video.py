@@ -200,7 +200,7 @@ def test_bytes_are_brightness_and_floats_stay() -> None:
     assert as_floats(x) is x
 
 
-@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.without_shape_checks
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -19,6 +19,9 @@ from rims.train.folder import write_file
 
 __all__ = ["adding", "balls", "copying", "images", "plan", "reproduce"]
 
+SMOKE_SEQUENCES = 64
+"""Test sequences a condition of the smoke scale, which shows that all works and measures nothing."""
+
 
 def plan(
     name: str,
@@ -70,7 +73,8 @@ def reproduce(
     if first_seed < 0:
         raise UserError(f"first seed is {first_seed}; expected at least 0")
     experiment = EXPERIMENTS[name]
-    testing = Evaluation(CHECKPOINT, experiment.test_sequences, experiment.lesions)
+    sequences = SMOKE_SEQUENCES if scale == "smoke" else experiment.test_sequences
+    testing = Evaluation(CHECKPOINT, sequences, experiment.lesions)
     # All arms, asked for or not: what stands there from an earlier call belongs into the table too, if it is
     # the same experiment still. Better to say that it is not before hours of work.
     whole = plan(name, scale, updates=updates)
