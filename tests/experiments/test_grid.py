@@ -28,14 +28,15 @@ UPDATES = 100_000
 def test_a_signal_ends_runs_with_a_checkpoint_of_their_last_update(
     on: str, told, number, tmp_path: Path
 ) -> None:
-    """To the one process that kill names, or to all of them, as a terminal and a scheduler do."""
+    """To the one process that kill names, or to all of them, as a terminal and a scheduler do. The run that
+    waits for the worker does not begin."""
     if on == "ray":
         pytest.importorskip("ray")
     folder = tmp_path / "sweep"
     command = "sweep copying core:lstm --task.length 2 --task.delay 2 --task.test-delays 2 --seeds 1"
     command += f" --model.input-size 3 --training.accelerator cpu --training.updates {UPDATES}"
     command += f" --training.batch-size 4 --training.checkpoint-every {UPDATES}"
-    command += f" --training.validate-every {UPDATES} --values core.hidden-size=4"
+    command += f" --training.validate-every {UPDATES} --values core.hidden-size=4,6"
     command += f" --on {on} --workers 1 --folder {folder}"
     process = subprocess.Popen(
         [sys.executable, "-m", "rims", *command.split()],
@@ -59,3 +60,4 @@ def test_a_signal_ends_runs_with_a_checkpoint_of_their_last_update(
     assert "Traceback" not in err
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 50 <= step < UPDATES
+    assert not (folder / "core.hidden_size=6-0").exists()

@@ -165,10 +165,19 @@ def _remove_rims(run: Run, testing: Evaluation) -> None:
         run.write_json(LESIONS, {**about, "rows": rows})
 
 
+_TOLD_TO_STOP = threading.Event()
+"""Set in a worker process that was told to stop: the pool has by then handed it a further run."""
+
+
 def _run(config: RunConfig, folder: Path, testing: Evaluation) -> str | None:
     """What a worker process does. Returns what went wrong in one line."""
+    if _TOLD_TO_STOP.is_set():
+        raise Interrupted("stopped before it began")
     try:
         run_one(config, folder, testing)
+    except Interrupted:
+        _TOLD_TO_STOP.set()
+        raise
     except (UserError, WorkError) as error:
         return str(error)
     return None
