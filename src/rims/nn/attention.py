@@ -209,11 +209,7 @@ class Communication(nn.Module):
     ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B H K K"]]:
         """What each RIM (first K) hears of the states ``h`` of all (second K); ``disabled`` RIMs are not
         heard."""
-
-        def project(weight: Tensor) -> Tensor:
-            return torch.einsum("bkd,kde->bke", h, weight).unflatten(-1, (self.heads, -1))
-
-        q, k, v = project(self.query), project(self.key), project(self.value)
+        q, k, v = (self._of_heads(h, weight) for weight in (self.query, self.key, self.value))
         scores = dot_product("bihe,bjhe->bhij", q, k)
         if disabled is not None:
             scores = scores.masked_fill(disabled, -torch.inf)
@@ -226,6 +222,12 @@ class Communication(nn.Module):
         if self.gate is not None:
             out = torch.sigmoid(self.gate(heard)) * torch.tanh(out)
         return out, attention
+
+    def _of_heads(
+        self, h: Float[Tensor, "B K D"], weight: Float[Tensor, "K D E"]
+    ) -> Float[Tensor, "B K H _"]:
+        """Each RIM's state by its own matrix."""
+        return torch.einsum("bkd,kde->bke", h, weight).unflatten(-1, (self.heads, -1))
 
     def extra_repr(self) -> str:
         topk = "" if self.topk is None else f", topk={self.topk}"
