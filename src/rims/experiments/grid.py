@@ -8,9 +8,10 @@ import os
 import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import filelock
@@ -69,15 +70,23 @@ def run_grid(
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool, terminated_as_by_ctrl_c():
-        futures = {folder: pool.submit(_run, config, folder, testing) for folder, config in open_runs.items()}
         try:
+            # As many at a time as workers: a pool hands out one more ahead, which it cannot take back.
+            waiting = iter(open_runs.items())
+            running: dict[Future[str | None], Path] = {}
+            errors: dict[Path, str] = {}
+            done: list[Path] = []
             with Watch(open_runs) as watch:
-                pending = set(futures.values())
-                while pending:
-                    _, pending = wait(pending, timeout=POLL_SECONDS)
-                    running = [folder for folder, future in futures.items() if future.running()]
-                    watch.show(running, [folder for folder, future in futures.items() if future.done()])
-            return {folder: text for folder, future in futures.items() if (text := future.result())}
+                while len(done) < len(open_runs):
+                    for folder, config in islice(waiting, workers - len(running)):
+                        running[pool.submit(_run, config, folder, testing)] = folder
+                    ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        done.append(folder := running.pop(future))
+                        if text := future.result():
+                            errors[folder] = text
+                    watch.show(list(running.values()), done)
+            return {folder: errors[folder] for folder in open_runs if folder in errors}
         except (KeyboardInterrupt, Interrupted, BrokenProcessPool) as error:
             for process in {*multiprocessing.active_children()} - others:
                 process.terminate()  # not all were told: a terminal tells all processes, kill tells one
@@ -165,19 +174,10 @@ def _remove_rims(run: Run, testing: Evaluation) -> None:
         run.write_json(LESIONS, {**about, "rows": rows})
 
 
-_TOLD_TO_STOP = threading.Event()
-"""Set in a worker process that was told to stop: the pool has by then handed it a further run."""
-
-
 def _run(config: RunConfig, folder: Path, testing: Evaluation) -> str | None:
     """What a worker process does. Returns what went wrong in one line."""
-    if _TOLD_TO_STOP.is_set():
-        raise Interrupted("stopped before it began")
     try:
         run_one(config, folder, testing)
-    except Interrupted:
-        _TOLD_TO_STOP.set()
-        raise
     except (UserError, WorkError) as error:
         return str(error)
     return None

@@ -50,7 +50,7 @@ class Watch:
         self.bars.stop()
 
     def show(self, running: Collection[Path], done: Collection[Path]) -> None:
-        """The runs that have been ``running``, and those of them that are ``done``."""
+        """The runs that are ``running``, and those that are ``done``."""
         lines = []
         for folder in [*running, *done]:
             if folder in self.stopped:
