@@ -20,6 +20,7 @@ triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_by_the_interpreter() -> None:
     module = Path(__file__).with_name("interpreted_kernel.py")
     # without the run-time shape checks, which are slow at this many small calls
