@@ -2,7 +2,7 @@
 5).
 
 Shapes: B batch, K RIMs, D units of a RIM, I input size, S input slots, H heads, E key size of a head, V value
-    size of a head.
+size of a head.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ def select_active(
     """The ``num_active`` RIMs of each row with the least ``penalty``.
 
     Exactly ``num_active`` are chosen (or all that are not ``disabled``, where those are fewer). Ties go to
-    the
-    lower index, and NaN comes last: a RIM's rank is the number of those before it, which is the same on every
-    device, while ``topk`` breaks ties differently from device to device, and at zero state all RIMs tie.
+    the lower index, and NaN comes last: a RIM's rank is the number of those before it, which is the same on
+    every device, while ``topk`` breaks ties differently from device to device, and at zero state all RIMs
+    tie.
 
     ``penalty`` must be at least float32: early in training the RIMs differ by 1e-4 around 0.5, which half
     precision cannot tell apart.
